@@ -1,0 +1,17 @@
+"""hfgpt: GPT-3 as published, runnable in the Hugging Face ecosystem.
+
+Importing it registers `gpt3` with transformers' Auto classes and does nothing else.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .model import PRESETS, GPT3Config, GPT3ForCausalLM, GPT3Model, GPT3PreTrainedModel
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("gpt3", GPT3Config, exist_ok=True)
+AutoModel.register(GPT3Config, GPT3Model, exist_ok=True)
+AutoModelForCausalLM.register(GPT3Config, GPT3ForCausalLM, exist_ok=True)
+
+__all__ = ["PRESETS", "GPT3Config", "GPT3ForCausalLM", "GPT3Model", "GPT3PreTrainedModel", "__version__"]

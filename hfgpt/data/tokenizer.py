@@ -1,0 +1,155 @@
+"""Tokenizers: a byte-level BPE trained on a sample, or one that exists already."""
+
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import fsspec
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+
+END_OF_TEXT = "<|endoftext|>"
+PAD = "<|pad|>"
+# The 256 bytes and two special tokens.
+MIN_VOCAB_SIZE = 258
+
+
+@dataclass
+class TokenizerConfig:
+    """Which tokenizer: `path`, or `vocab_file` with `merges_file`, or a new one of `vocab_size` words."""
+
+    path: str | None = field(default=None, metadata={"help": "Folder or Hub name of an existing tokenizer."})
+    vocab_file: str | None = field(default=None, metadata={"help": "GPT-2's vocabulary (encoder.json, vocab.json)."})
+    merges_file: str | None = field(default=None, metadata={"help": "GPT-2's merges (vocab.bpe, merges.txt)."})
+    vocab_size: int = field(default=50257, metadata={"help": "Words of a new byte-level BPE, special tokens included."})
+    sample_bytes: int = field(
+        default=50_000_000, metadata={"help": "UTF-8 bytes of text a new tokenizer is trained on at most."}
+    )
+
+    def __post_init__(self) -> None:
+        if (self.vocab_file is None) != (self.merges_file is None):
+            raise ValueError("`vocab_file` and `merges_file` of a tokenizer go together.")
+        if self.path is not None and self.vocab_file is not None:
+            raise ValueError("A tokenizer takes `path` or `vocab_file` with `merges_file`, not both.")
+        if self.vocab_size < MIN_VOCAB_SIZE:
+            raise ValueError(
+                f"`vocab_size` must be at least {MIN_VOCAB_SIZE} (256 bytes and 2 special tokens), got {self.vocab_size}."
+            )
+        if self.sample_bytes < 1:
+            raise ValueError(f"`sample_bytes` must be at least 1, got {self.sample_bytes}.")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a tokenizer has to be trained."""
+        return self.path is None and self.vocab_file is None
+
+
+def load_tokenizer(config: TokenizerConfig) -> PreTrainedTokenizerBase:
+    """An existing tokenizer that has an end-of-text token.
+
+    Raises:
+        ValueError: It cannot be loaded, or has no end-of-text token.
+    """
+    if config.vocab_file is not None:
+        tokenizer = _load_gpt2(config.vocab_file, str(config.merges_file))
+    else:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.path)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"Cannot load a tokenizer from `path: {config.path}`: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"The tokenizer {config.path} has no end-of-text token (`eos_token`), which joins documents.")
+    return tokenizer
+
+
+def _load_gpt2(vocab_file: str, merges_file: str) -> PreTrainedTokenizerBase:
+    try:
+        with fsspec.open(vocab_file, "rt", encoding="utf-8") as file:
+            vocab = json.load(file)
+        with fsspec.open(merges_file, "rt", encoding="utf-8") as file:
+            lines = file.read().split("\n")
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"Cannot read `vocab_file` {vocab_file} and `merges_file` {merges_file}: {error}") from None
+    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+    # By the names `vocab` and `merges`: with file names transformers 5.23 builds a one-word tokenizer without a word.
+    return GPT2TokenizerFast(vocab=vocab, merges=merges)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """Train a byte-level BPE with GPT-2's pre-tokenization.
+
+    Any text survives a round trip, since the 256 bytes are in the vocabulary. `<|endoftext|>` begins and ends
+    documents; padding has a token of its own, so that masking it never masks the end of a text.
+
+    Args:
+        texts: The training sample.
+        vocab_size: Words in all; fewer come out where the sample is too small to fill it.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=2,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+class TextSample:
+    """A bounded sample of a stream of texts, the same whatever their order.
+
+    Keeps the texts with the smallest hashes until `max_bytes` are held, so its memory does not grow with the stream
+    and a text seen twice counts once.
+    """
+
+    def __init__(self, max_bytes: int, seed: int = 0):
+        self.max_bytes = max_bytes
+        self._key = f"{seed}".encode()
+        self._bytes = 0
+        self._heap: list[tuple[int, str, int]] = []  # largest hash first
+        self._held: set[int] = set()
+
+    def add(self, text: str) -> None:
+        """Offer one text."""
+        data = text.encode()
+        hashed = int.from_bytes(blake2b(data, digest_size=8, key=self._key).digest(), "big")
+        if hashed in self._held or (self._bytes >= self.max_bytes and -hashed < self._heap[0][0]):
+            return
+        heapq.heappush(self._heap, (-hashed, text, len(data)))
+        self._held.add(hashed)
+        self._bytes += len(data)
+        while self._bytes - self._heap[0][2] >= self.max_bytes:
+            dropped, _, size = heapq.heappop(self._heap)
+            self._held.remove(-dropped)
+            self._bytes -= size
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for _, text, _ in sorted(self._heap, reverse=True))
+
+
+def encode_documents(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """Token ids of each text, without special tokens; a literal "<|endoftext|>" in a text stays text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return tokenizer(texts, add_special_tokens=False)["input_ids"]
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before

@@ -1,0 +1,376 @@
+"""GPT-3 in PyTorch, written as a transformers model.
+
+What is notable: learned positions, pre-LayerNorm blocks with biases everywhere, tied embeddings, residual projections
+initialised at `initializer_range / sqrt(2 * num_hidden_layers)`, and layers that alternate dense attention with a band
+of `sliding_window` keys. Source: Brown et al. 2020, section 2.1; the band is that of Child et al. 2019.
+
+Shapes in comments: B batch, Q queries in this call, K keys seen so far, H heads, D head width, E hidden size, V words.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_gpt3 import GPT3Config
+
+
+MASK_MAKERS = {
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out; softmax in float32. Returns (B, Q, H, D) and the weights (B, H, Q, K)."""
+    attn_weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    attn_weights = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()
+    return attn_output, attn_weights
+
+
+class GPT3ResidualLinear(nn.Linear):
+    """A Linear that ends a residual branch. The type is how `_init_weights` knows to scale it down."""
+
+
+class GPT3Attention(nn.Module):
+    """Multi-head self-attention, dense or banded by `config.layer_types[layer_idx]`."""
+
+    def __init__(self, config: GPT3Config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = 1
+        self.scaling = self.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True
+        self.attention_type = config.layer_types[layer_idx]
+        self.sliding_window = config.sliding_window if self.attention_type == "sliding_attention" else None
+
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = GPT3ResidualLinear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        input_shape = hidden_states.shape[:-1]
+        # -1 for the heads: under tensor parallelism a rank holds only some of them.
+        hidden_shape = (*input_shape, -1, self.head_dim)
+        query_states = self.q_proj(hidden_states).view(hidden_shape).transpose(1, 2)  # B, H, Q, D
+        key_states = self.k_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+        value_states = self.v_proj(hidden_states).view(hidden_shape).transpose(1, 2)
+
+        if past_key_values is not None:
+            key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query_states,
+            key_states,
+            value_states,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=self.sliding_window,
+            **kwargs,
+        )
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(attn_output), attn_weights
+
+
+class GPT3MLP(nn.Module):
+    """Feed-forward layer of `intermediate_size`."""
+
+    def __init__(self, config: GPT3Config):
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = GPT3ResidualLinear(config.intermediate_size, config.hidden_size)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class GPT3DecoderLayer(GradientCheckpointingLayer):
+    """One pre-LayerNorm block."""
+
+    def __init__(self, config: GPT3Config, layer_idx: int):
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = GPT3Attention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = GPT3MLP(config)
+        self.residual_dropout = config.residual_dropout
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> torch.Tensor:
+        attn_output, _ = self.self_attn(
+            hidden_states=self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        attn_output = nn.functional.dropout(attn_output, p=self.residual_dropout, training=self.training)
+        hidden_states = hidden_states + attn_output
+        mlp_output = self.mlp(self.post_attention_layernorm(hidden_states))
+        mlp_output = nn.functional.dropout(mlp_output, p=self.residual_dropout, training=self.training)
+        return hidden_states + mlp_output
+
+
+class GPT3PreTrainedModel(PreTrainedModel):
+    """Weights, loading and saving shared by every GPT-3 model."""
+
+    config: GPT3Config
+    config_class = GPT3Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["GPT3DecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {
+        "hidden_states": GPT3DecoderLayer,
+        "attentions": GPT3Attention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        # At the leaf, not at its parent: a parent's second initialisation of its child is skipped once the child
+        # is flagged as initialised, and under ZeRO-3 only the module's own parameters are gathered.
+        if isinstance(module, GPT3ResidualLinear):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+            init.normal_(module.weight, mean=0.0, std=std)
+
+
+class GPT3Model(GPT3PreTrainedModel):
+    """The decoder without a head: token and position embeddings, blocks, a final LayerNorm."""
+
+    def __init__(self, config: GPT3Config):
+        super().__init__(config)
+        # No padding_idx: where the pad token is the end-of-text token it must still be learned.
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList([GPT3DecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        """Hidden states of a batch.
+
+        Args:
+            input_ids: Token ids, (batch, seq).
+            attention_mask: 1 for tokens, 0 for padding, (batch, past + seq); or masks that are ready for use, one
+                4-D tensor or a dict of them keyed by layer type.
+            position_ids: (batch, seq). Default: counted from the 2-D `attention_mask`, so that padding on the left
+                changes nothing; without a mask, from the cache's length. Restart them at 0 to pack several
+                sequences in a row (without `attention_mask` and cache).
+            past_key_values: Cache of earlier keys and values; banded layers keep only their window.
+            inputs_embeds: In place of `input_ids`, (batch, seq, hidden_size).
+            use_cache: Return a cache.
+
+        Returns:
+            `last_hidden_state` (batch, seq, hidden_size) after the final LayerNorm, and `past_key_values`.
+
+        Raises:
+            ValueError: Positions at or past `config.max_position_embeddings`.
+        """
+        if (input_ids is None) ^ (inputs_embeds is not None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        query_length = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        packed = position_ids is not None and past_key_values is None
+        if not packed and isinstance(past_length, int):
+            self._check_length(past_length + query_length)
+        if position_ids is None:
+            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+                position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
+            else:
+                position_ids = torch.arange(query_length, device=inputs_embeds.device) + past_length
+                position_ids = position_ids.unsqueeze(0)
+        if not torch.compiler.is_compiling() and (packed or position_ids.device.type == "cpu"):
+            # Shapes do not tell here. On an accelerator this waits for the device, so only where it must.
+            self._check_length(int(position_ids.max()) + 1 if position_ids.device.type != "meta" else 0)
+
+        hidden_states = inputs_embeds + self.embed_positions(position_ids).to(inputs_embeds.device)
+        hidden_states = nn.functional.dropout(hidden_states, p=self.config.embedding_dropout, training=self.training)
+
+        # `generate` may have prepared the masks already.
+        if not isinstance(causal_mask_mapping := attention_mask, dict):
+            mask_kwargs = {
+                "config": self.config,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "past_key_values": past_key_values,
+                "position_ids": position_ids,
+            }
+            causal_mask_mapping = {
+                layer_type: MASK_MAKERS[layer_type](**mask_kwargs) for layer_type in dict.fromkeys(self.config.layer_types)
+            }
+
+        for layer_type, decoder_layer in zip(self.config.layer_types, self.layers[: self.config.num_hidden_layers]):
+            hidden_states = decoder_layer(
+                hidden_states,
+                attention_mask=causal_mask_mapping[layer_type],
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def _check_length(self, length: int) -> None:
+        """Raise before an index past the position embeddings reaches a kernel."""
+        limit = self.config.max_position_embeddings
+        if length > limit:
+            raise ValueError(
+                f"This model has {limit} positions (`max_position_embeddings`) and was given a sequence of {length} "
+                "tokens. Truncate the input (`truncation=True, max_length=...` in the tokenizer) or generate fewer "
+                "tokens (`max_new_tokens`)."
+            )
+
+
+class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
+    """GPT-3 with its language-modelling head, tied to the input embeddings by default."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: GPT3Config):
+        super().__init__(config)
+        self.model = GPT3Model(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor | None] | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits and, with labels, the loss.
+
+        Args:
+            labels: Token ids to predict, (batch, seq), -100 where no loss is wanted; shifted inside. With
+                `logits_to_keep`, the labels of the kept positions.
+            logits_to_keep: The last so many positions, or the positions themselves; 0 keeps all.
+
+        The other arguments are those of `GPT3Model.forward`.
+
+        Returns:
+            `loss` (scalar), `logits` (batch, seq, vocab_size), `past_key_values`, and what was asked to be captured.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        logits = self.lm_head(hidden_states)
+
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
+        """Refuse a generation that would run past the last position, before the first token is paid for."""
+        limit = self.config.max_position_embeddings
+        if generation_config.max_length > limit or input_ids_length >= limit:
+            raise ValueError(
+                f"This model has {limit} positions (`max_position_embeddings`): a prompt of {input_ids_length} tokens "
+                f"leaves {max(limit - input_ids_length, 0)} to generate, and "
+                f"{max(generation_config.max_length - input_ids_length, 1)} were asked for. "
+                "Lower `max_new_tokens` (or `max_length`) or shorten the prompt."
+            )
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+
+
+__all__ = ["GPT3ForCausalLM", "GPT3Model", "GPT3PreTrainedModel"]

@@ -1,0 +1,290 @@
+"""The fields of a training recipe, and how YAML and the command line become them.
+
+`--config recipe.yaml` sets defaults, any `--field value` overrides them, an unknown key is an error that names the
+nearest known one. Every field is documented once, in its help: `recipes/pretrain.py --help`.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..config import coerce, read_yaml, unknown_key
+from ..data.readers import SourceConfig
+from ..model import GPT3Config
+from ..model.presets import PRESETS
+
+
+# The paper's, in tokens (appendix B).
+PAPER_TRAIN_TOKENS = 300_000_000_000
+PAPER_WARMUP_TOKENS = 375_000_000
+PAPER_DECAY_TOKENS = 260_000_000_000
+
+
+def has_fast_bf16(use_cpu: bool) -> bool:
+    """Whether the device that training will use computes in bfloat16 natively."""
+    if not use_cpu and torch.accelerator.is_available():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    x86 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return bool(x86 or amx)
+
+
+def parse_mapping(value: dict | str | None, name: str) -> dict[str, Any] | None:
+    """A mapping given as such, or as JSON on the command line.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if value is None or isinstance(value, dict):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        raise ValueError(f'`{name}` on the command line is a JSON object such as \'{{"key": "value"}}\', got {value!r}.')
+    return parsed
+
+
+@dataclass
+class CommonArguments(TrainingArguments):
+    """transformers' TrainingArguments with the defaults that both kinds of training share."""
+
+    output_dir: str | None = field(
+        default="out/run", metadata={"help": "Folder of the model, its checkpoints, metrics and plot."}
+    )
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Compute in bfloat16. Default: where the device does so natively (and fp16 is not asked for)."},
+    )
+    adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second beta; the paper's is 0.95."})
+    weight_decay: float = field(
+        default=0.1, metadata={"help": "Weight decay of matrices, not of biases and LayerNorms; the paper's is 0.1."}
+    )
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (a share of the run below 1)."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
+        super().__post_init__()
+
+
+@dataclass
+class PretrainConfig:
+    """What to pretrain, on what."""
+
+    corpus: str = field(metadata={"help": "Folder that `hfgpt prepare` wrote."})
+    preset: str = field(default="gpt3-125m", metadata={"help": f"Size of the model: {', '.join(PRESETS)}."})
+    model_overrides: dict | str | None = field(
+        default=None, metadata={"help": "GPT3Config fields that differ from the preset, such as {num_hidden_layers: 4}."}
+    )
+    sequence_length: int | None = field(
+        default=None, metadata={"help": "Tokens in a training sequence. Default: max_position_embeddings."}
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "eager, sdpa, flash_attention_2, flex_attention, ..."}
+    )
+    max_eval_tokens: int | None = field(
+        default=None, metadata={"help": "Held-out tokens to evaluate on at most. Default: all."}
+    )
+
+    def __post_init__(self) -> None:
+        self.model_overrides = parse_mapping(self.model_overrides, "model_overrides") or {}
+        known = {f.name for f in dataclasses.fields(GPT3Config)}
+        for key in self.model_overrides:
+            if key not in known:
+                raise unknown_key(key, known, "`model_overrides`")
+
+
+@dataclass
+class PretrainingArguments(CommonArguments):
+    """TrainingArguments whose length and schedule are counted in tokens; defaults are the paper's."""
+
+    learning_rate: float | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Peak learning rate. Default: the preset's in table 2.1."}
+    )
+    train_tokens: int = field(
+        default=PAPER_TRAIN_TOKENS, metadata={"help": "Tokens to train on; `max_steps` overrides it."}
+    )
+    warmup_tokens: int = field(
+        default=PAPER_WARMUP_TOKENS, metadata={"help": "Tokens over which the learning rate rises linearly."}
+    )
+    decay_tokens: int = field(
+        default=PAPER_DECAY_TOKENS, metadata={"help": "Tokens at which its cosine ends; constant from there on."}
+    )
+    min_learning_rate_ratio: float = field(
+        default=0.1, metadata={"help": "Where the cosine ends, as a share of the peak."}
+    )
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer; the paper's is Adam."})
+    eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
+    eval_steps: float | None = field(default=1000, metadata={"help": "Evaluate every so many steps."})
+    eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+
+    def __post_init__(self) -> None:
+        for name in ("train_tokens", "decay_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.warmup_tokens < self.decay_tokens:
+            raise ValueError(
+                f"`warmup_tokens` ({self.warmup_tokens}) must be at least 0 and below `decay_tokens` ({self.decay_tokens})."
+            )
+        if not 0.0 <= self.min_learning_rate_ratio <= 1.0:
+            raise ValueError(f"`min_learning_rate_ratio` must be from 0 to 1, got {self.min_learning_rate_ratio}.")
+        if self.num_train_epochs != type(self).num_train_epochs:
+            raise ValueError("Pretraining is counted in tokens: set `train_tokens` (or `max_steps`), not `num_train_epochs`.")
+        if self.warmup_steps:
+            raise ValueError("Pretraining warms up by tokens: set `warmup_tokens`, not `warmup_steps`.")
+        super().__post_init__()
+
+
+@dataclass
+class FinetuneConfig:
+    """What to fine-tune, for which task, on which data."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the pretrained model."})
+    task: str = field(default="sentiment", metadata={"help": "Name of the task."})
+    language: str = field(default="en", metadata={"help": "Language of the prompt: en or ko."})
+    prompt: str | None = field(default=None, metadata={"help": "A prompt with {text} in it, in place of the task's own."})
+    label_words: dict | str | None = field(
+        default=None, metadata={"help": "Completion of each label in place of the task's own: {negative: ' bad', ...}."}
+    )
+    train_path: str | None = field(default=None, metadata={"help": "Training rows: a file, glob or fsspec address."})
+    test_path: str | None = field(default=None, metadata={"help": "Test rows. Default: `test_fraction` of the training file."})
+    dataset: str | None = field(default=None, metadata={"help": "Hub dataset with both splits, in place of paths."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
+    train_split: str = field(default="train", metadata={"help": "Training split of the Hub dataset."})
+    test_split: str = field(default="test", metadata={"help": "Test split of the Hub dataset."})
+    text_field: str = field(default="text", metadata={"help": "Field of the text."})
+    label_field: str = field(default="label", metadata={"help": "Field of the label."})
+    label_names: dict | str | None = field(
+        default=None, metadata={"help": "The task's label for each value of `label_field`: {fresh: positive, rotten: negative}."}
+    )
+    where: dict | str | None = field(default=None, metadata={"help": "Keep rows whose fields have these values."})
+    group_by: str | None = field(default=None, metadata={"help": "Field that must not be in both training and test rows."})
+    test_fraction: float = field(default=0.0, metadata={"help": "Share of groups (or rows) set apart for testing."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of that division."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "Use so many training rows at most."})
+    max_test_rows: int | None = field(default=None, metadata={"help": "Use so many test rows at most."})
+    max_bad_rows: int | None = field(default=100, metadata={"help": "More malformed rows than this fail the run."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of prompt and completion; longer texts lose their end. Default: what the model takes."}
+    )
+    random_start: bool = field(default=False, metadata={"help": "Start from random weights of the same architecture."})
+    compare_random_start: bool = field(
+        default=False, metadata={"help": "Also train from random weights, the same way, and report its scores; not saved."}
+    )
+    use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter in place of all weights."})
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA update, over the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
+    lora_target_modules: str | list[str] = field(
+        default="all-linear", metadata={"help": "Layers that get an adapter: names, or all-linear (all but the output layer)."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("where", "label_names", "label_words"):
+            setattr(self, name, parse_mapping(getattr(self, name), name))
+        if (self.train_path is None) == (self.dataset is None):
+            raise ValueError("Give `train_path` or `dataset`, one of them.")
+        if self.dataset is None and (self.test_path is None) == (self.test_fraction == 0.0):
+            raise ValueError("The test split needs `test_path` or a `test_fraction` above 0, one of them.")
+        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
+            self.lora_target_modules = self.lora_target_modules[0]
+
+    def source(self, part: typing.Literal["train", "test"]) -> SourceConfig:
+        """Where the rows of one part come from."""
+        if self.dataset is not None:
+            place: dict[str, Any] = {
+                "dataset": self.dataset,
+                "dataset_config": self.dataset_config,
+                "dataset_split": self.train_split if part == "train" else self.test_split,
+            }
+        elif self.test_path is not None:
+            place = {"path": self.train_path if part == "train" else self.test_path}
+        else:
+            place = {"path": self.train_path, "part": part, "test_fraction": self.test_fraction, "split_seed": self.split_seed}
+        return SourceConfig(
+            name=part,
+            text_field=self.text_field,
+            where=self.where,  # type: ignore[arg-type]
+            group_by=self.group_by,
+            max_rows=self.max_train_rows if part == "train" else self.max_test_rows,
+            **place,
+        )
+
+
+@dataclass
+class FinetuningArguments(CommonArguments):
+    """TrainingArguments with defaults for fine-tuning."""
+
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of matrices."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up (a share of the run below 1)."})
+    optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Order of the examples."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+
+
+def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:
+    """Dataclass instances from `--config recipe.yaml` and `--field value` on the command line.
+
+    A mistake ends the program with a message and exit status 2.
+
+    Args:
+        *classes: Dataclasses; no two share a field.
+        argv: Command line. Default: `sys.argv[1:]`.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config")
+    chosen, rest = first.parse_known_args(argv)
+    parser = HfArgumentParser(classes, allow_abbrev=False)  # type: ignore[arg-type]
+    parser.add_argument("--config", help="YAML file of defaults for the fields below.")
+    try:
+        if chosen.config is not None:
+            defaults = recipe_defaults(chosen.config, *classes)
+            parser.set_defaults(**defaults)
+            for action in parser._actions:
+                if action.dest in defaults:
+                    action.required = False
+        *instances, unknown = parser.parse_args_into_dataclasses(
+            rest, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown and isinstance(instances[-1], argparse.Namespace):
+            instances.pop()
+        for word in unknown:
+            if word.startswith("--"):
+                known = {f.name for cls in classes for f in dataclasses.fields(cls)}
+                raise unknown_key(word.lstrip("-").split("=")[0], known, "the command line")
+        if unknown:
+            raise ValueError(f"Not understood on the command line: {' '.join(unknown)}")
+    except ValueError as error:
+        parser.exit(2, f"{Path(sys.argv[0]).name}: error: {error}\n")
+    return tuple(instance for instance in instances if not isinstance(instance, argparse.Namespace))
+
+
+def recipe_defaults(path: str | Path, *classes: type) -> dict[str, Any]:
+    """The fields a YAML recipe sets, checked for name and type.
+
+    Raises:
+        ValueError: An unknown key or a value of the wrong type.
+    """
+    hints = {}
+    for cls in classes:
+        annotations = typing.get_type_hints(cls)
+        hints.update({f.name: annotations[f.name] for f in dataclasses.fields(cls) if f.init})
+    defaults = {}
+    for key, value in read_yaml(path).items():
+        if key not in hints:
+            raise unknown_key(key, hints, str(path))
+        defaults[key] = coerce(value, hints[key], f"`{key}` in {path}")
+    return defaults

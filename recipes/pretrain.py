@@ -1,0 +1,14 @@
+"""Pretrain a GPT-3 on a corpus that `hfgpt prepare` wrote.
+
+    accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/pretrain.py --config recipes/pretrain/demo.yaml
+
+Any field of the recipe can be given on the command line; `--help` lists them all. The same command again resumes.
+"""
+
+import hfgpt  # noqa: F401  (registers gpt3 with the Auto classes)
+from hfgpt.training.arguments import PretrainConfig, PretrainingArguments, parse_arguments
+from hfgpt.training.pretrain import pretrain
+
+
+if __name__ == "__main__":
+    pretrain(*parse_arguments(PretrainConfig, PretrainingArguments))

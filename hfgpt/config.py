@@ -15,6 +15,21 @@ import yaml
 T = TypeVar("T")
 
 
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML keeps the last of two equal keys; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.tag != "tag:yaml.org,2002:merge" and isinstance(key_node, yaml.ScalarNode):
+                if key_node.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key `{key_node.value}` is given twice", key_node.start_mark
+                    )
+                seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds one mapping.
 
@@ -23,7 +38,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:
         raise ValueError(f"Cannot read the config file {path}: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -65,7 +80,10 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in checked:
             raise ValueError(f"`{name}` is missing in {where}: {field.metadata.get('help', 'it has no default.')}")
-    return cls(**checked)
+    try:
+        return cls(**checked)
+    except ValueError as error:
+        raise ValueError(f"{error} (in {where})") from None
 
 
 def coerce(value: Any, annotation: Any, where: str) -> Any:
@@ -75,7 +93,7 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         ValueError: Anything else.
     """
     origin = typing.get_origin(annotation)
-    if annotation is Any or value is None and annotation is type(None):
+    if annotation is Any or (value is None and annotation is type(None)):
         return value
     if origin in (Union, types.UnionType):
         options = typing.get_args(annotation)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,8 @@ class CorpusConfig:
             raise ValueError(f"Two `sources` have the same `name`: {', '.join(names)}.")
         if not 0.0 <= self.holdout_fraction < 1.0:
             raise ValueError(f"`holdout_fraction` must be at least 0 and below 1, got {self.holdout_fraction}.")
+        if self.shard_tokens < 1:
+            raise ValueError(f"`shard_tokens` must be at least 1, got {self.shard_tokens}.")
 
 
 def load_corpus_config(path: str | Path) -> CorpusConfig:
@@ -88,11 +90,13 @@ def prepare(config: CorpusConfig, output_dir: str | Path | None = None, overwrit
     Raises:
         ValueError: Bad input, no text at all, too many malformed rows, or a folder with something else in it.
     """
-    output = Path(output_dir or config.output_dir or "")
-    if output == Path(""):
+    if not (output_dir or config.output_dir):
         raise ValueError("Where to? Give `--output DIR` or set `output_dir` in the recipe.")
+    output = Path(output_dir or config.output_dir or "").resolve()
     recipe = {key: value for key, value in asdict(config).items() if key != "output_dir"}
-    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"{output} is a file: choose another folder with --output.")
     if output.exists() and any(output.iterdir()):
         known = (output / METADATA_FILE).exists()
         if known and not overwrite:
@@ -112,9 +116,11 @@ def prepare(config: CorpusConfig, output_dir: str | Path | None = None, overwrit
         tokenizer = make_tokenizer(config)
         tokenizer.save_pretrained(staging / TOKENIZER_FOLDER)
         metadata = write_corpus(config, tokenizer, staging, recipe=recipe, recipe_sha256=fingerprint)
+        old = output.parent / f".{output.name}.replaced-{os.getpid()}"
         if output.exists():
-            shutil.rmtree(output)
+            os.replace(output, old)
         os.replace(staging, output)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return metadata
@@ -127,7 +133,7 @@ def make_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerBase:
     sample = TextSample(config.tokenizer.sample_bytes, config.seed)
     for source in config.sources:
         # Malformed rows are counted, and limited, when the shards are written.
-        for text in _progress(_texts(source, RowErrors()), f"tokenizer sample, {source.name}", "documents"):
+        for text in _progress(_texts(source, RowErrors()), f"tokenizer sample, {source.name}"):
             sample.add(text)
     return train_tokenizer(sample, config.tokenizer.vocab_size)
 
@@ -143,17 +149,20 @@ def write_corpus(
     sources: dict[str, dict[str, int]] = {}
     for source in config.sources:
         counts = sources[source.name] = {"documents": 0, "tokens": 0, "bytes": 0, "duplicates": 0}
-        texts = _progress(_texts(source, errors), f"tokens, {source.name}", "documents")
+        texts = _progress(_texts(source, errors), f"tokens, {source.name}")
         for batch in _batches(_deduplicated(texts, seen, counts) if config.deduplicate == "exact" else texts):
             for text, ids in zip(batch, encode_documents(tokenizer, batch)):
                 size = len(text.encode())
-                held_out = in_test_part(text, config.holdout_fraction, config.seed)
+                # A key of its own: with that of a source's `part`, one division would swallow the other.
+                held_out = in_test_part(f"holdout\0{text}", config.holdout_fraction, config.seed)
                 ids.append(tokenizer.eos_token_id)
                 writers["validation" if held_out else "train"].add(ids, size)
                 counts["documents"] += 1
                 counts["tokens"] += len(ids)
                 counts["bytes"] += size
     splits: dict[str, Split] = {name: writer.close() for name, writer in writers.items()}
+    if splits["train"].tokens == 0 and splits["validation"].tokens > 0:
+        raise ValueError("Every document was held out: lower `holdout_fraction`.")
     if splits["train"].tokens == 0:
         raise ValueError(
             f"No text was read from {', '.join(sources)} ({errors.count} malformed rows): check `path`, `where`, "
@@ -198,4 +207,6 @@ def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
         yield batch
 
 
-_progress: Callable[..., Any] = lambda items, what, unit: tqdm(items, desc=what, unit=f" {unit}", mininterval=0.5)  # noqa: E731
+def _progress(texts: Iterator[str], what: str) -> Iterator[str]:
+    """A bar on a terminal, nothing in a log."""
+    return tqdm(texts, desc=what, unit=" documents", mininterval=0.5, disable=None)

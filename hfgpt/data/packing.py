@@ -78,7 +78,7 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
         name = f"{len(self._split.shards):05d}.bin"
-        self._file = open(self._folder / name, "wb")
+        self._file = open(self._folder / name, "wb")  # noqa: SIM115 (closed in `close` or by the next file)
         self._split.shards.append(Shard(file=f"{self._folder.name}/{name}", tokens=0))
 
     def close(self) -> Split:
@@ -97,14 +97,18 @@ def read_metadata(corpus: str | Path) -> dict[str, Any]:
     path = Path(corpus) / METADATA_FILE
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{corpus} is not a prepared corpus (no {METADATA_FILE}): run `hfgpt prepare` first.") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{corpus} is not a prepared corpus (no {METADATA_FILE}): run `hfgpt prepare` first."
+        ) from None
 
 
 def write_metadata(corpus: Path, splits: dict[str, Split], **rest: Any) -> dict[str, Any]:
     """Write `metadata.json`; the last file of a corpus, so that its presence means the corpus is whole."""
     metadata = {**rest, "splits": {name: asdict(split) for name, split in splits.items()}}
-    (corpus / METADATA_FILE).write_text(json.dumps(metadata, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (corpus / METADATA_FILE).write_text(
+        json.dumps(metadata, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
+    )
     return metadata
 
 
@@ -121,7 +125,7 @@ class TokenStream:
             raise ValueError(f"{corpus} has no split {split!r}; it has {', '.join(metadata['splits'])}.")
         self.info: dict[str, Any] = metadata["splits"][split]
         dtype = np.dtype(metadata["dtype"])
-        self._shards = []
+        self._dtype, self._paths = dtype, []
         for shard in self.info["shards"]:
             path = Path(corpus) / shard["file"]
             size = path.stat().st_size if path.exists() else -1
@@ -130,8 +134,20 @@ class TokenStream:
                     f"Shard {path} should have {shard['tokens'] * dtype.itemsize} bytes and has "
                     f"{'no file' if size < 0 else size}: run `hfgpt prepare --overwrite` again."
                 )
-            self._shards.append(np.memmap(path, dtype=dtype, mode="r"))
+            self._paths.append(path)
+        self._map()
         self._ends = list(accumulate(shard["tokens"] for shard in self.info["shards"]))
+
+    def _map(self) -> None:
+        self._shards = [np.memmap(path, dtype=self._dtype, mode="r") for path in self._paths]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A pickled memory map is its data: a spawned worker maps the files itself.
+        return {key: value for key, value in self.__dict__.items() if key != "_shards"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -160,7 +176,9 @@ def permute(index: int, size: int, seed: int, epoch: int) -> int:
     while True:
         left, right = index >> half, index & mask
         for turn in range(4):
-            mixed = (right * 0x9E3779B97F4A7C15 + seed * 0xBF58476D1CE4E5B9 + epoch * 0x94D049BB133111EB + turn) & (2**64 - 1)
+            mixed = (right * 0x9E3779B97F4A7C15 + seed * 0xBF58476D1CE4E5B9 + epoch * 0x94D049BB133111EB + turn) & (
+                2**64 - 1
+            )
             mixed ^= mixed >> 30
             mixed = (mixed * 0xBF58476D1CE4E5B9) & (2**64 - 1)
             mixed ^= mixed >> 27
@@ -188,7 +206,9 @@ class PackedDataset(Dataset):
         ValueError: The split holds less than one sequence.
     """
 
-    def __init__(self, corpus: str | Path, sequence_length: int, num_samples: int, seed: int = 0, split: str = "train"):
+    def __init__(
+        self, corpus: str | Path, sequence_length: int, num_samples: int, seed: int = 0, split: str = "train"
+    ):
         self._stream = TokenStream(corpus, split)
         self.sequence_length, self.num_samples, self.seed = sequence_length, num_samples, seed
         self.sequences_per_epoch = len(self._stream) // sequence_length

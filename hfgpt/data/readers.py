@@ -8,6 +8,9 @@ import csv
 import hashlib
 import io
 import json
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +20,8 @@ from typing import Any, Literal
 import fsspec
 
 
+# What decompressors raise on a file that is cut short or is something else.
+DAMAGED = (EOFError, OSError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 FORMATS = {
     ".txt": "text",
     ".text": "text",
@@ -77,6 +82,10 @@ class SourceConfig:
             raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {self.test_fraction}.")
         if self.part != "all" and self.test_fraction == 0.0:
             raise ValueError(f"`part: {self.part}` needs a `test_fraction` above 0.")
+        if self.path == []:
+            raise ValueError(f"`path` of source {self.name or '(unnamed)'!r} is an empty list.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise ValueError(f"`max_rows` must be at least 1, got {self.max_rows}.")
         if not self.name:
             first = self.path[0] if isinstance(self.path, list) else self.path
             self.name = str(self.dataset or PurePosixPath(str(first).split("::")[0]).name)
@@ -103,6 +112,7 @@ class RowErrors:
         Raises:
             ValueError: The limit is passed.
         """
+        reason = reason.encode("utf-8", "backslashreplace").decode()
         self.count += 1
         if len(self.examples) < self.max_examples:
             self.examples.append(f"{file}:{line}: {reason}")
@@ -122,7 +132,10 @@ def read_rows(source: SourceConfig, errors: RowErrors) -> Iterator[dict[str, Any
     Raises:
         ValueError: No such file, an unknown format, or too many malformed rows.
     """
-    wanted = {key: set(map(str, value if isinstance(value, list) else [value])) for key, value in (source.where or {}).items()}
+    wanted = {
+        key: set(map(str, value if isinstance(value, list) else [value]))
+        for key, value in (source.where or {}).items()
+    }
     taken = 0
     for file, line, row in _numbered_rows(source, errors):
         reason = _why_malformed(row, source, wanted)
@@ -158,10 +171,11 @@ def _why_malformed(row: dict[str, Any], source: SourceConfig, wanted: dict[str, 
     text = row[source.text_field]
     if not isinstance(text, str):
         return f"field `{source.text_field}` must be text, got {type(text).__name__}"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "not valid UTF-8"
+    for value in (text, str(row[source.group_by]) if source.group_by else ""):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "not valid UTF-8"
     return None
 
 
@@ -174,18 +188,21 @@ def _numbered_rows(source: SourceConfig, errors: RowErrors) -> Iterator[tuple[st
         for file in _expand(path):
             kind = source.format or _format_of(file)
             if kind == "parquet":
-                yield from _parquet_rows(file)
+                yield from _parquet_rows(file, errors)
             else:
                 # Undecodable bytes become lone surrogates, which `_why_malformed` finds and reports by line.
-                with _open(file) as raw, io.TextIOWrapper(
-                    raw, encoding="utf-8-sig", errors="surrogateescape", newline="" if kind == "csv" else None
-                ) as lines:
+                with (
+                    _open(file) as raw,
+                    io.TextIOWrapper(
+                        raw, encoding="utf-8-sig", errors="surrogateescape", newline="" if kind == "csv" else None
+                    ) as lines,
+                ):
                     if kind == "text":
                         yield from _text_rows(file, lines, source)
                     elif kind == "jsonl":
                         yield from _jsonl_rows(file, lines, errors)
                     else:
-                        yield from _csv_rows(file, lines, errors, "\t" if ".tsv" in file else ",")
+                        yield from _csv_rows(file, lines, errors, "\t" if _ending(file) == ".tsv" else ",")
 
 
 def _expand(path: str) -> list[str]:
@@ -194,17 +211,23 @@ def _expand(path: str) -> list[str]:
     if "::" in path or not any(char in path for char in "*?["):
         return [path]
     filesystem, pattern = fsspec.url_to_fs(path)
-    found = sorted(filesystem.glob(pattern))
+    if filesystem.isfile(pattern):
+        return [path]
+    found = sorted(name for name, info in filesystem.glob(pattern, detail=True).items() if info["type"] != "directory")
     if not found:
         raise ValueError(f"No file matches `path: {path}`.")
     return [str(filesystem.unstrip_protocol(name)) if "://" in path else str(name) for name in found]
 
 
-def _format_of(file: str) -> str:
+def _ending(file: str) -> str:
     suffixes = PurePosixPath(file.split("::")[0]).suffixes
     while suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes.pop()
-    ending = suffixes[-1] if suffixes else ""
+    return suffixes[-1] if suffixes else ""
+
+
+def _format_of(file: str) -> str:
+    ending = _ending(file)
     if ending not in FORMATS:
         raise ValueError(
             f"Cannot tell the format of {file} by its ending {ending!r}: set `format` to text, jsonl, csv or parquet."
@@ -217,10 +240,22 @@ def _open(file: str) -> Iterator[Any]:
     compression = COMPRESSIONS.get(PurePosixPath(file.split("::")[0]).suffix)
     with ExitStack() as stack:
         try:
-            opened = stack.enter_context(fsspec.open(file, mode="rb", compression=compression))
-        except (FileNotFoundError, KeyError, IsADirectoryError):
+            if compression == "zstd":
+                import pyarrow
+
+                # fsspec's own zstd reader takes a file that is cut short, or has several frames, for one that ends there.
+                raw = stack.enter_context(fsspec.open(file, mode="rb"))
+                opened = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
+            else:
+                opened = stack.enter_context(fsspec.open(file, mode="rb", compression=compression))
+        except (FileNotFoundError, KeyError, IsADirectoryError, NotADirectoryError):
             raise ValueError(f"No such file: `path: {file}`.") from None
-        yield opened
+        except (OSError, zipfile.BadZipFile) as error:
+            raise ValueError(f"Cannot read `path: {file}`: {error}") from None
+        try:
+            yield opened
+        except DAMAGED as error:
+            raise ValueError(f"`path: {file}` is damaged: {error}") from None
 
 
 def _text_rows(file: str, lines: Iterable[str], source: SourceConfig) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -245,6 +280,8 @@ def _jsonl_rows(file: str, lines: Iterable[str], errors: RowErrors) -> Iterator[
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
+        if number == 1 and line.lstrip().startswith("["):
+            raise ValueError(f"{file} is one JSON array: write one JSON object a line (JSONL) instead.")
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -259,7 +296,7 @@ def _jsonl_rows(file: str, lines: Iterable[str], errors: RowErrors) -> Iterator[
 def _csv_rows(
     file: str, lines: Iterable[str], errors: RowErrors, delimiter: str
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    reader = csv.reader(lines, delimiter=delimiter)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
     while True:
@@ -272,7 +309,7 @@ def _csv_rows(
             start = reader.line_num + 1
             continue
         if header is None:
-            header = cells
+            header = cells or None
         elif cells and len(cells) != len(header):
             errors.add(file, start, f"{len(cells)} cells where the header has {len(header)}")
         elif cells:
@@ -280,7 +317,7 @@ def _csv_rows(
         start = reader.line_num + 1
 
 
-def _parquet_rows(file: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def _parquet_rows(file: str, errors: RowErrors) -> Iterator[tuple[str, int, dict[str, Any]]]:
     import pyarrow
     import pyarrow.parquet
 
@@ -288,20 +325,32 @@ def _parquet_rows(file: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
         with _open(file) as raw:
             number = 0
             for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
+                try:
+                    rows: list[dict[str, Any] | None] = batch.to_pylist()
+                except UnicodeDecodeError:
+                    rows = [_parquet_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+                for row in rows:
                     number += 1
-                    yield file, number, row
+                    if row is None:
+                        errors.add(file, number, "not valid UTF-8")
+                    else:
+                        yield file, number, row
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{file} is not a readable Parquet file: {error}") from None
+
+
+def _parquet_row(batch: Any) -> dict[str, Any] | None:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return None
 
 
 def _hub_rows(source: SourceConfig) -> Iterator[tuple[str, int, dict[str, Any]]]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(
-            source.dataset, source.dataset_config, split=source.dataset_split, streaming=True
-        )
+        rows = datasets.load_dataset(source.dataset, source.dataset_config, split=source.dataset_split, streaming=True)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
             f"Cannot load `dataset: {source.dataset}` ({error}). Check the name, or give a local file as `path`."

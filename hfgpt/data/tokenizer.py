@@ -25,7 +25,9 @@ class TokenizerConfig:
     path: str | None = field(default=None, metadata={"help": "Folder or Hub name of an existing tokenizer."})
     vocab_file: str | None = field(default=None, metadata={"help": "GPT-2's vocabulary (encoder.json, vocab.json)."})
     merges_file: str | None = field(default=None, metadata={"help": "GPT-2's merges (vocab.bpe, merges.txt)."})
-    vocab_size: int = field(default=50257, metadata={"help": "Words of a new byte-level BPE, special tokens included."})
+    vocab_size: int = field(
+        default=50257, metadata={"help": "Words of a new byte-level BPE, special tokens included."}
+    )
     sample_bytes: int = field(
         default=50_000_000, metadata={"help": "UTF-8 bytes of text a new tokenizer is trained on at most."}
     )
@@ -72,11 +74,11 @@ def _load_gpt2(vocab_file: str, merges_file: str) -> PreTrainedTokenizerBase:
             vocab = json.load(file)
         with fsspec.open(merges_file, "rt", encoding="utf-8") as file:
             lines = file.read().split("\n")
-    except (OSError, KeyError, ValueError) as error:
+        merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+        # By the names `vocab` and `merges`: with file names transformers 5.23 builds a one-word tokenizer without a word.
+        return GPT2TokenizerFast(vocab=vocab, merges=merges)
+    except Exception as error:  # tokenizers raises plain Exception
         raise ValueError(f"Cannot read `vocab_file` {vocab_file} and `merges_file` {merges_file}: {error}") from None
-    merges = [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
-    # By the names `vocab` and `merges`: with file names transformers 5.23 builds a one-word tokenizer without a word.
-    return GPT2TokenizerFast(vocab=vocab, merges=merges)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:

@@ -1,5 +1,6 @@
 """Configuration of GPT-3: GPT-2's architecture with alternating dense and locally banded attention."""
 
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -114,13 +115,22 @@ class GPT3Config(PreTrainedConfig):
             if self.eos_token_id == GPT3_END_OF_TEXT:
                 self.eos_token_id = None
         super().__post_init__(**kwargs)
+        # Here too: `@strict` reports a ValueError of its validators as an error that is none.
+        self.validate_architecture()
 
     def validate_architecture(self) -> None:
         """Part of `@strict`-powered validation: the sizes fit together."""
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "max_position_embeddings",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.num_attention_heads * self.head_dim != self.hidden_size:
+        if self.head_dim is None or self.num_attention_heads * self.head_dim != self.hidden_size:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) times `head_dim` ({self.head_dim}) must equal "
                 f"`hidden_size` ({self.hidden_size})."
@@ -130,10 +140,20 @@ class GPT3Config(PreTrainedConfig):
                 f"`num_key_value_heads` must equal `num_attention_heads` ({self.num_attention_heads}) in GPT-3, "
                 f"got {self.num_key_value_heads}."
             )
+        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.initializer_range < 0.0:
+            raise ValueError(f"`initializer_range` must not be negative, got {self.initializer_range}.")
         banded = "sliding_attention" in (self.layer_types or ())
-        if banded and (self.sliding_window is None or self.sliding_window < 1):
+        if banded and (self.sliding_window is None or self.sliding_window < 2):
             raise ValueError(
-                f"`sliding_window` must be at least 1 where `layer_types` has banded layers, got {self.sliding_window}."
+                f"`sliding_window` must be at least 2 where `layer_types` has banded layers, got {self.sliding_window}."
+            )
+        if len(self.layer_types or ()) != self.num_hidden_layers:
+            raise ValueError(
+                f"`layer_types` must name {self.num_hidden_layers} layers (`num_hidden_layers`), got "
+                f"{len(self.layer_types or ())}."
             )
         unknown = set(self.layer_types or ()) - {"full_attention", "sliding_attention"}
         if unknown:
@@ -150,10 +170,16 @@ class GPT3Config(PreTrainedConfig):
             **overrides: Any field of the configuration.
 
         Raises:
-            ValueError: An unknown preset.
+            ValueError: An unknown preset or field; the message names the nearest.
 
         Source: table 2.1 of Brown et al. 2020, corrected as described in `presets.py`.
         """
+        known = {field.name for field in fields(cls)}
+        for key in overrides:
+            if key not in known and not hasattr(cls, key):
+                near = get_close_matches(key, known, n=1)
+                hint = f"did you mean `{near[0]}`?" if near else f"the fields are {', '.join(sorted(known))}."
+                raise ValueError(f"GPT3Config has no field `{key}`: {hint}")
         if name not in PRESETS:
             near = get_close_matches(name, PRESETS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -66,6 +66,7 @@ class GPT3Attention(nn.Module):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
+        assert config.head_dim is not None and config.layer_types is not None  # derived by the config
         self.head_dim = config.head_dim
         self.num_key_value_groups = 1
         self.scaling = self.head_dim**-0.5
@@ -199,7 +200,9 @@ class GPT3Model(GPT3PreTrainedModel):
         # No padding_idx: where the pad token is the end-of-text token it must still be learned.
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layers = nn.ModuleList([GPT3DecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList(
+            [GPT3DecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
@@ -239,24 +242,36 @@ class GPT3Model(GPT3PreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-
         query_length = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         packed = position_ids is not None and past_key_values is None
-        if not packed and isinstance(past_length, int):
-            self._check_length(past_length + query_length)
+        padding_mask = (
+            attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
+        )
+        if isinstance(past_length, int):
+            if not packed:
+                self._check_length(past_length + query_length)
+            if padding_mask is not None and padding_mask.shape[-1] != past_length + query_length:
+                raise ValueError(
+                    f"`attention_mask` must cover the {past_length} tokens in the cache and the {query_length} given, "
+                    f"got {padding_mask.shape[-1]} columns."
+                )
         if position_ids is None:
-            if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-                position_ids = (attention_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
+            if padding_mask is not None:
+                position_ids = (padding_mask.long().cumsum(dim=-1) - 1).clamp(min=0)[:, -query_length:]
             else:
                 position_ids = torch.arange(query_length, device=inputs_embeds.device) + past_length
                 position_ids = position_ids.unsqueeze(0)
-        if not torch.compiler.is_compiling() and (packed or position_ids.device.type == "cpu"):
+        device = position_ids.device.type
+        if not torch.compiler.is_compiling() and (device == "cpu" or (packed and device != "meta")):
             # Shapes do not tell here. On an accelerator this waits for the device, so only where it must.
-            self._check_length(int(position_ids.max()) + 1 if position_ids.device.type != "meta" else 0)
+            lowest, highest = torch.aminmax(position_ids)
+            self._check_length(int(highest) + 1)
+            if lowest < 0:
+                raise ValueError(f"`position_ids` must not be negative, got {int(lowest)}.")
 
+        layer_types = self.config.layer_types
+        assert layer_types is not None
         hidden_states = inputs_embeds + self.embed_positions(position_ids).to(inputs_embeds.device)
         hidden_states = nn.functional.dropout(hidden_states, p=self.config.embedding_dropout, training=self.training)
 
@@ -267,13 +282,18 @@ class GPT3Model(GPT3PreTrainedModel):
                 "inputs_embeds": inputs_embeds,
                 "attention_mask": attention_mask,
                 "past_key_values": past_key_values,
-                "position_ids": position_ids,
+                # Looked at to find packed sequences, so only where there can be some.
+                "position_ids": position_ids if packed else None,
             }
             causal_mask_mapping = {
-                layer_type: MASK_MAKERS[layer_type](**mask_kwargs) for layer_type in dict.fromkeys(self.config.layer_types)
+                layer_type: MASK_MAKERS[layer_type](**mask_kwargs) for layer_type in dict.fromkeys(layer_types)
             }
 
-        for layer_type, decoder_layer in zip(self.config.layer_types, self.layers[: self.config.num_hidden_layers]):
+        # After the masks: given a cache, even an empty one, their makers do not look for packed sequences.
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        for layer_type, decoder_layer in zip(layer_types, self.layers[: self.config.num_hidden_layers]):
             hidden_states = decoder_layer(
                 hidden_states,
                 attention_mask=causal_mask_mapping[layer_type],
@@ -360,17 +380,38 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length) -> None:
+    def _prepare_generated_length(
+        self,
+        generation_config,
+        has_default_max_length,
+        has_default_min_length,
+        model_input_name,
+        input_ids_length,
+        inputs_tensor,
+    ):
         """Refuse a generation that would run past the last position, before the first token is paid for."""
+        generation_config = super()._prepare_generated_length(
+            generation_config,
+            has_default_max_length,
+            has_default_min_length,
+            model_input_name,
+            input_ids_length,
+            inputs_tensor,
+        )
         limit = self.config.max_position_embeddings
-        if generation_config.max_length > limit or input_ids_length >= limit:
+        # A prompt of embeddings has no ids: `max_length` then counts the new tokens alone.
+        prompt = max(input_ids_length, inputs_tensor.shape[1])
+        asked = generation_config.max_length - input_ids_length
+        if has_default_max_length and generation_config.max_new_tokens is None and 0 < limit - prompt < asked:
+            asked = limit - prompt
+            generation_config.max_length = input_ids_length + asked
+        if prompt + asked > limit or prompt >= limit:
             raise ValueError(
-                f"This model has {limit} positions (`max_position_embeddings`): a prompt of {input_ids_length} tokens "
-                f"leaves {max(limit - input_ids_length, 0)} to generate, and "
-                f"{max(generation_config.max_length - input_ids_length, 1)} were asked for. "
+                f"This model has {limit} positions (`max_position_embeddings`): a prompt of {prompt} tokens "
+                f"leaves {max(limit - prompt, 0)} to generate, and {max(asked, 1)} were asked for. "
                 "Lower `max_new_tokens` (or `max_length`) or shorten the prompt."
             )
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        return generation_config
 
 
 __all__ = ["GPT3ForCausalLM", "GPT3Model", "GPT3PreTrainedModel"]

@@ -58,7 +58,9 @@ class ChoiceTask:
         tail = tokenizer(after, add_special_tokens=False)["input_ids"]
         room = max_length - len(tail)
         if room < 1:
-            raise ValueError(f"The prompt of task {self.name!r} alone takes {len(tail)} tokens; `max_length` leaves {max_length}.")
+            raise ValueError(
+                f"The prompt of task {self.name!r} alone takes {len(tail)} tokens; `max_length` leaves {max_length}."
+            )
         return head[:room] + tail
 
     def choice_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -138,7 +140,9 @@ def choice_scores(
     scores = torch.empty(len(prompts), len(choices))
     was_training = model.training
     model.eval()
-    for batch in tqdm(list(_chunks(jobs, batch_size)), desc="scoring", disable=not progress, leave=False):
+    for batch in tqdm(
+        list(_chunks(jobs, batch_size)), desc="scoring", disable=None if progress else True, leave=False
+    ):
         inputs = collate([{"prompt_ids": prompts[i], "completion_ids": choices[j]} for i, j in batch])
         labels = inputs.pop("labels")[:, 1:]
         inputs = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in inputs.items()}
@@ -167,6 +171,8 @@ def classification_metrics(predicted: list[int], actual: list[int], num_labels: 
     counts = [actual.count(label) for label in range(num_labels)]
     return {
         "accuracy": float(accuracy_score(actual, predicted)),
-        "macro_f1": float(f1_score(actual, predicted, labels=list(range(num_labels)), average="macro", zero_division=0)),
+        "macro_f1": float(
+            f1_score(actual, predicted, labels=list(range(num_labels)), average="macro", zero_division=0)
+        ),
         "majority_accuracy": max(counts) / len(actual),
     }

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import logging
 
 from ..config import coerce, read_yaml, unknown_key
 from ..data.readers import SourceConfig
@@ -50,7 +52,9 @@ def parse_mapping(value: dict | str | None, name: str) -> dict[str, Any] | None:
     except ValueError:
         parsed = None
     if not isinstance(parsed, dict):
-        raise ValueError(f'`{name}` on the command line is a JSON object such as \'{{"key": "value"}}\', got {value!r}.')
+        raise ValueError(
+            f'`{name}` on the command line is a JSON object such as \'{{"key": "value"}}\', got {value!r}.'
+        )
     return parsed
 
 
@@ -58,22 +62,37 @@ def parse_mapping(value: dict | str | None, name: str) -> dict[str, Any] | None:
 class CommonArguments(TrainingArguments):
     """transformers' TrainingArguments with the defaults that both kinds of training share."""
 
-    output_dir: str | None = field(
+    disable_tqdm: bool | None = field(
+        default=None, metadata={"help": "No progress bars. Default: where standard error is not a terminal."}
+    )
+    output_dir: str = field(
         default="out/run", metadata={"help": "Folder of the model, its checkpoints, metrics and plot."}
     )
-    bf16: bool | None = field(  # type: ignore[assignment]
+    bf16: bool | None = field(
         default=None,
-        metadata={"help": "Compute in bfloat16. Default: where the device does so natively (and fp16 is not asked for)."},
+        metadata={
+            "help": "Compute in bfloat16. Default: where the device does so natively (and fp16 is not asked for)."
+        },
     )
     adam_beta2: float = field(default=0.95, metadata={"help": "Adam's second beta; the paper's is 0.95."})
     weight_decay: float = field(
         default=0.1, metadata={"help": "Weight decay of matrices, not of biases and LayerNorms; the paper's is 0.1."}
     )
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps (a share of the run below 1)."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many steps (a share of the run below 1)."}
+    )
 
     def __post_init__(self) -> None:
+        asked = parse_flag_from_env("ACCELERATE_USE_CPU")
+        if asked or not (torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
+            # Where to run is the accelerate config's business; TrainingArguments does not read it from there.
+            self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
+        if self.disable_tqdm is None and not sys.stderr.isatty():
+            # In a log file a line for each logging step says more than a thousand redrawn bars.
+            self.disable_tqdm = True
+            logging.disable_progress_bar()
         super().__post_init__()
 
 
@@ -84,7 +103,8 @@ class PretrainConfig:
     corpus: str = field(metadata={"help": "Folder that `hfgpt prepare` wrote."})
     preset: str = field(default="gpt3-125m", metadata={"help": f"Size of the model: {', '.join(PRESETS)}."})
     model_overrides: dict | str | None = field(
-        default=None, metadata={"help": "GPT3Config fields that differ from the preset, such as {num_hidden_layers: 4}."}
+        default=None,
+        metadata={"help": "GPT3Config fields that differ from the preset, such as {num_hidden_layers: 4}."},
     )
     sequence_length: int | None = field(
         default=None, metadata={"help": "Tokens in a training sequence. Default: max_position_embeddings."}
@@ -98,17 +118,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         self.model_overrides = parse_mapping(self.model_overrides, "model_overrides") or {}
-        known = {f.name for f in dataclasses.fields(GPT3Config)}
-        for key in self.model_overrides:
-            if key not in known:
-                raise unknown_key(key, known, "`model_overrides`")
+        # Checked here, before anything is loaded.
+        GPT3Config.from_preset(self.preset, **self.model_overrides)
 
 
 @dataclass
 class PretrainingArguments(CommonArguments):
     """TrainingArguments whose length and schedule are counted in tokens; defaults are the paper's."""
 
-    learning_rate: float | None = field(  # type: ignore[assignment]
+    learning_rate: float | None = field(
         default=None, metadata={"help": "Peak learning rate. Default: the preset's in table 2.1."}
     )
     train_tokens: int = field(
@@ -140,7 +158,9 @@ class PretrainingArguments(CommonArguments):
         if not 0.0 <= self.min_learning_rate_ratio <= 1.0:
             raise ValueError(f"`min_learning_rate_ratio` must be from 0 to 1, got {self.min_learning_rate_ratio}.")
         if self.num_train_epochs != type(self).num_train_epochs:
-            raise ValueError("Pretraining is counted in tokens: set `train_tokens` (or `max_steps`), not `num_train_epochs`.")
+            raise ValueError(
+                "Pretraining is counted in tokens: set `train_tokens` (or `max_steps`), not `num_train_epochs`."
+            )
         if self.warmup_steps:
             raise ValueError("Pretraining warms up by tokens: set `warmup_tokens`, not `warmup_steps`.")
         super().__post_init__()
@@ -153,52 +173,63 @@ class FinetuneConfig:
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the pretrained model."})
     task: str = field(default="sentiment", metadata={"help": "Name of the task."})
     language: str = field(default="en", metadata={"help": "Language of the prompt: en or ko."})
-    prompt: str | None = field(default=None, metadata={"help": "A prompt with {text} in it, in place of the task's own."})
+    prompt: str | None = field(
+        default=None, metadata={"help": "A prompt with {text} in it, in place of the task's own."}
+    )
     label_words: dict | str | None = field(
-        default=None, metadata={"help": "Completion of each label in place of the task's own: {negative: ' bad', ...}."}
+        default=None,
+        metadata={"help": "Completion of each label in place of the task's own: {negative: ' bad', ...}."},
     )
     train_path: str | None = field(default=None, metadata={"help": "Training rows: a file, glob or fsspec address."})
-    test_path: str | None = field(default=None, metadata={"help": "Test rows. Default: `test_fraction` of the training file."})
+    test_path: str | None = field(
+        default=None, metadata={"help": "Test rows. Default: `test_fraction` of the training file."}
+    )
     dataset: str | None = field(default=None, metadata={"help": "Hub dataset with both splits, in place of paths."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Training split of the Hub dataset."})
     test_split: str = field(default="test", metadata={"help": "Test split of the Hub dataset."})
     text_field: str = field(default="text", metadata={"help": "Field of the text."})
     label_field: str = field(default="label", metadata={"help": "Field of the label."})
-    label_names: dict | str | None = field(
-        default=None, metadata={"help": "The task's label for each value of `label_field`: {fresh: positive, rotten: negative}."}
+    label_map: dict | str | None = field(
+        default=None,
+        metadata={"help": "The task's label for each value of `label_field`: {fresh: positive, rotten: negative}."},
     )
     where: dict | str | None = field(default=None, metadata={"help": "Keep rows whose fields have these values."})
-    group_by: str | None = field(default=None, metadata={"help": "Field that must not be in both training and test rows."})
+    group_by: str | None = field(
+        default=None, metadata={"help": "Field that must not be in both training and test rows."}
+    )
     test_fraction: float = field(default=0.0, metadata={"help": "Share of groups (or rows) set apart for testing."})
     split_seed: int = field(default=0, metadata={"help": "Seed of that division."})
     max_train_rows: int | None = field(default=None, metadata={"help": "Use so many training rows at most."})
     max_test_rows: int | None = field(default=None, metadata={"help": "Use so many test rows at most."})
     max_bad_rows: int | None = field(default=100, metadata={"help": "More malformed rows than this fail the run."})
     max_length: int | None = field(
-        default=None, metadata={"help": "Tokens of prompt and completion; longer texts lose their end. Default: what the model takes."}
+        default=None,
+        metadata={
+            "help": "Tokens of prompt and completion; longer texts lose their end. Default: what the model takes."
+        },
     )
     random_start: bool = field(default=False, metadata={"help": "Start from random weights of the same architecture."})
     compare_random_start: bool = field(
-        default=False, metadata={"help": "Also train from random weights, the same way, and report its scores; not saved."}
+        default=False,
+        metadata={"help": "Also train from random weights, the same way, and report its scores; not saved."},
     )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter in place of all weights."})
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA update, over the rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
-    lora_target_modules: str | list[str] = field(
-        default="all-linear", metadata={"help": "Layers that get an adapter: names, or all-linear (all but the output layer)."}
+    lora_target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "Layers that get an adapter: names, or all-linear (all but the output layer)."},
     )
 
     def __post_init__(self) -> None:
-        for name in ("where", "label_names", "label_words"):
+        for name in ("where", "label_map", "label_words"):
             setattr(self, name, parse_mapping(getattr(self, name), name))
         if (self.train_path is None) == (self.dataset is None):
             raise ValueError("Give `train_path` or `dataset`, one of them.")
         if self.dataset is None and (self.test_path is None) == (self.test_fraction == 0.0):
             raise ValueError("The test split needs `test_path` or a `test_fraction` above 0, one of them.")
-        if isinstance(self.lora_target_modules, list) and len(self.lora_target_modules) == 1:
-            self.lora_target_modules = self.lora_target_modules[0]
 
     def source(self, part: typing.Literal["train", "test"]) -> SourceConfig:
         """Where the rows of one part come from."""
@@ -211,7 +242,12 @@ class FinetuneConfig:
         elif self.test_path is not None:
             place = {"path": self.train_path if part == "train" else self.test_path}
         else:
-            place = {"path": self.train_path, "part": part, "test_fraction": self.test_fraction, "split_seed": self.split_seed}
+            place = {
+                "path": self.train_path,
+                "part": part,
+                "test_fraction": self.test_fraction,
+                "split_seed": self.split_seed,
+            }
         return SourceConfig(
             name=part,
             text_field=self.text_field,
@@ -247,7 +283,7 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     chosen, rest = first.parse_known_args(argv)
-    parser = HfArgumentParser(classes, allow_abbrev=False)  # type: ignore[arg-type]
+    parser = HfArgumentParser(classes, allow_abbrev=False)
     parser.add_argument("--config", help="YAML file of defaults for the fields below.")
     try:
         if chosen.config is not None:

@@ -21,11 +21,15 @@ class ThroughputCallback(TrainerCallback):
         self._window = (0.0, 0)
         self._since = time.perf_counter()
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the clock."""
         self._since = time.perf_counter()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Count a step."""
         now = time.perf_counter()
         self.seconds += now - self._since
@@ -61,12 +65,16 @@ class LossCurveCallback(TrainerCallback):
         self.path = Path(path)
         self.tokens_per_step = tokens_per_step
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Redraw."""
         if state.is_world_process_zero:
             self.draw(state.log_history)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Redraw a last time."""
         if state.is_world_process_zero:
             self.draw(state.log_history)

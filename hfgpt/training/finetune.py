@@ -1,17 +1,20 @@
 """Fine-tune a causal language model for a task, all weights or LoRA."""
 
+import copy
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, set_seed
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..data.readers import RowErrors, read_rows
 from ..tasks import ChoiceTask, get_task
 from ..tasks.base import CompletionCollator
-from .arguments import FinetuneConfig, FinetuningArguments
+from .arguments import FinetuneConfig, FinetuningArguments, parse_mapping
 from .checkpoints import latest_complete_checkpoint
 from .trainer import ChoiceTrainer, peak_memory_bytes
 
@@ -55,11 +58,13 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
     trainer.save_model()
     metrics.update(trainer.evaluate())
     if config.compare_random_start:
-        # The same steps from random weights; a folder of its own, so that nothing of it is taken for the model.
-        other_args = dataclasses.replace(args, output_dir=str(Path(args.output_dir) / "random-start"), save_strategy="no")
-        other = _make_trainer(config, other_args, task, tokenizer, train, test, random_start=True)
-        other.train()
-        scores = other.evaluate()
+        # The same steps from random weights; in a folder that goes away, so that nothing of it is taken for the model.
+        with tempfile.TemporaryDirectory() as folder:
+            other_args = copy.copy(args)
+            other_args.output_dir, other_args.save_strategy = folder, SaveStrategy.NO
+            other = _make_trainer(config, other_args, task, tokenizer, train, test, random_start=True)
+            other.train()
+            scores = other.evaluate()
         metrics.update({f"eval_random_start_{name}": scores[f"eval_{name}"] for name in ("accuracy", "macro_f1")})
     metrics.update(train_rows=len(train.labels), test_rows=len(test.labels), peak_memory_bytes=peak_memory_bytes())
     trainer.log_metrics("all", metrics)
@@ -84,20 +89,22 @@ def read_examples(config: FinetuneConfig, task: ChoiceTask, tokenizer: Any, part
     Raises:
         ValueError: No rows, a label that is not the task's, or too many malformed rows.
     """
-    label_names = {str(key): str(value) for key, value in (config.label_names or {}).items()}
+    label_map = {str(key): str(value) for key, value in (parse_mapping(config.label_map, "label_map") or {}).items()}
     errors = RowErrors(config.max_bad_rows)
     room = max_length - max(map(len, task.choice_ids(tokenizer)))
     examples = Examples([], [])
     rows = read_rows(config.source(part), errors)
     for row in tqdm(rows, desc=f"{task.name}, {part}", unit=" rows", disable=None):
         if config.label_field not in row:
-            raise ValueError(f"No field `label_field: {config.label_field}`; the fields are {', '.join(map(str, row))}.")
+            raise ValueError(
+                f"No field `label_field: {config.label_field}`; the fields are {', '.join(map(str, row))}."
+            )
         value = str(row[config.label_field])
-        label = label_names.get(value, value)
+        label = label_map.get(value, value)
         if label not in task.labels:
             raise ValueError(
                 f"Label {value!r} in `{config.label_field}` is not one of {', '.join(task.labels)}: map it with "
-                f"`label_names`, such as {{{value}: {task.labels[0]}}}, or leave such rows out with `where`."
+                f"`label_map`, such as {{{value}: {task.labels[0]}}}, or leave such rows out with `where`."
             )
         examples.prompts.append(task.prompt_ids(tokenizer, row[config.text_field], room))
         examples.labels.append(task.labels.index(label))
@@ -120,12 +127,13 @@ def add_lora(model: PreTrainedModel, config: FinetuneConfig) -> Any:
     """`model` with trainable LoRA matrices and everything else frozen."""
     from peft import LoraConfig, get_peft_model
 
+    modules = config.lora_target_modules
     lora = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=config.lora_target_modules,
+        target_modules="all-linear" if modules == ["all-linear"] else modules,
     )
     peft_model = get_peft_model(model, lora)
     # A relative folder would be looked for below whichever folder the adapter is loaded from.
@@ -150,7 +158,11 @@ def _make_trainer(
         model = add_lora(model, config)
     choices = task.choice_ids(tokenizer)
     train_dataset = [
-        {"prompt_ids": prompt, "completion_ids": choices[label], "input_ids": prompt}  # input_ids: for grouping by length
+        {
+            "prompt_ids": prompt,
+            "completion_ids": choices[label],
+            "input_ids": prompt,
+        }  # input_ids: for grouping by length
         for prompt, label in zip(train.prompts, train.labels)
     ]
     args.remove_unused_columns = False

@@ -53,11 +53,18 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     args.train_sampling_strategy = "sequential"
 
     train_dataset = PackedDataset(
-        config.corpus, sequence_length, args.max_steps * tokens_per_step // sequence_length, seed=args.data_seed or args.seed
+        config.corpus,
+        sequence_length,
+        args.max_steps * tokens_per_step // sequence_length,
+        seed=args.data_seed or args.seed,
     )
-    eval_dataset = HeldOutDataset(config.corpus, sequence_length, model_config.eos_token_id, config.max_eval_tokens)
+    eval_dataset = HeldOutDataset(
+        config.corpus, sequence_length, metadata["end_of_text_token_id"], config.max_eval_tokens
+    )
     if args.eval_strategy != "no" and len(eval_dataset) == 0:
-        raise ValueError(f"{config.corpus} has no held-out text: raise its `holdout_fraction` or set `eval_strategy: no`.")
+        raise ValueError(
+            f"{config.corpus} has no held-out text: raise its `holdout_fraction` or set `eval_strategy: no`."
+        )
 
     checkpoint = args.resume_from_checkpoint or latest_complete_checkpoint(args.output_dir)
     if checkpoint is not None:
@@ -83,7 +90,9 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     trainer.save_model()
     if len(eval_dataset):
         metrics.update(trainer.evaluate())
-        before = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"] == 0]
+        before = [
+            entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry and entry["step"] == 0
+        ]
         if before:
             metrics["eval_loss_before"] = before[0]
     metrics["peak_memory_bytes"] = peak_memory_bytes()

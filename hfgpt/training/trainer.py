@@ -33,6 +33,7 @@ class PretrainingTrainer(Trainer):
     """
 
     args: PretrainingArguments
+    lr_scheduler: Any
 
     def __init__(self, *, tokens_per_step: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -47,7 +48,9 @@ class PretrainingTrainer(Trainer):
 
             def factor(step: int) -> float:
                 tokens = (step + 1) * self.tokens_per_step
-                return learning_rate_factor(tokens, args.warmup_tokens, args.decay_tokens, args.min_learning_rate_ratio)
+                return learning_rate_factor(
+                    tokens, args.warmup_tokens, args.decay_tokens, args.min_learning_rate_ratio
+                )
 
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
@@ -76,6 +79,8 @@ class ChoiceTrainer(Trainer):
         test_labels: Class index of each.
         **kwargs: As for `transformers.Trainer`, with `processing_class`.
     """
+
+    control: Any
 
     def __init__(self, *, task: ChoiceTask, test_prompts: list[list[int]], test_labels: list[int], **kwargs: Any):
         super().__init__(**kwargs)

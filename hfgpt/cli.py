@@ -1,0 +1,127 @@
+"""The `hfgpt` command: each subcommand is a thin front on a public function.
+
+Exit status: 0 done, 1 an unexpected failure, 2 bad input (with one message that says what to change), 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand and return its exit status."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ValueError as error:
+        print(f"hfgpt {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `hfgpt generate ... | head`.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line. Defaults that a library knows better are left to it."""
+    parser = argparse.ArgumentParser(
+        prog="hfgpt", description="GPT-3 as published, in the Hugging Face ecosystem.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    prepare = commands.add_parser(
+        "prepare",
+        help="text to tokens: prepare a corpus from a recipe",
+        allow_abbrev=False,
+        description="Prepare a corpus: read, tokenize, write memory-mapped shards with a held-out split.",
+    )
+    prepare.add_argument("recipe", help="YAML file, such as recipes/corpus/demo.yaml")
+    prepare.add_argument("--output", metavar="DIR", help="folder to write (default: `output_dir` of the recipe)")
+    prepare.add_argument("--overwrite", action="store_true", help="replace a corpus made by another recipe")
+    prepare.add_argument("--json", action="store_true", help="print the metadata as JSON")
+    prepare.set_defaults(run=_prepare)
+
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt",
+        allow_abbrev=False,
+        description="Continue a prompt; text appears as it is generated.",
+    )
+    generate.add_argument("model", help="folder or Hub name of a model or a LoRA adapter")
+    generate.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
+    generate.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to generate at most (default: 64)")
+    generate.add_argument("--beams", type=int, metavar="N", help="beam search with N beams (default: 1, none)")
+    generate.add_argument("--sample", action="store_true", help="sample; implied by the four options below")
+    generate.add_argument("--temperature", type=float, metavar="T", help="sharpen (below 1) or flatten (above 1)")
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest words")
+    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest words that hold P")
+    generate.add_argument("--seed", type=int, help="seed of the sampling")
+    generate.add_argument("--length-penalty", type=float, metavar="A", help="of beam search; above 0 favours length")
+    generate.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repetition")
+    generate.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator, if there is one)")
+    generate.add_argument("--json", action="store_true", help="print prompt and text as JSON, at the end")
+    generate.set_defaults(run=_generate)
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from .data.corpus import load_corpus_config, prepare
+
+    # With --json, standard output is for the machine that reads it.
+    report = sys.stderr if arguments.json else sys.stdout
+    metadata = prepare(load_corpus_config(arguments.recipe), arguments.output, arguments.overwrite)
+    bad = metadata["bad_rows"]
+    if bad["count"]:
+        shown = "\n  ".join(bad["examples"])
+        print(f"{bad['count']} malformed rows passed over, such as\n  {shown}", file=sys.stderr)
+    for name, split in metadata["splits"].items():
+        print(
+            f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, {split['bytes']:,} bytes",
+            file=report,
+        )
+    if arguments.json:
+        print(json.dumps(metadata, ensure_ascii=False))
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    from .generation import generate, load
+
+    for name, lowest in (("max_new_tokens", 1), ("beams", 1), ("top_k", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
+    prompt = arguments.prompt if arguments.prompt is not None else sys.stdin.read().rstrip("\n")
+    names = {"beams": "num_beams"}
+    options: dict[str, Any] = {
+        names.get(name, name): getattr(arguments, name)
+        for name in ("beams", "temperature", "top_k", "top_p", "length_penalty", "repetition_penalty")
+        if getattr(arguments, name) is not None
+    }
+    sampled = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    options["do_sample"] = arguments.sample or any(value is not None for value in sampled)
+    model, tokenizer = load(arguments.model, arguments.device)
+
+    def write(text: str) -> None:
+        print(text, end="", flush=True)
+
+    if not arguments.json:
+        write(prompt)
+    text = generate(
+        model,
+        tokenizer,
+        prompt,
+        arguments.max_new_tokens,
+        write=None if arguments.json else write,
+        seed=arguments.seed,
+        **options,
+    )
+    print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if arguments.json else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Shards keep every token; training meets every sequence once an epoch, in an order that is a pure function."""
+
+import itertools
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from hfgpt.data.packing import (
+    IGNORE_INDEX,
+    HeldOutDataset,
+    PackedDataset,
+    ShardWriter,
+    TokenStream,
+    permute,
+    read_metadata,
+    token_dtype,
+    write_metadata,
+)
+
+
+def make_corpus(folder: Path, train=(), validation=(), shard_tokens=7, vocab_size=1000) -> Path:
+    """A corpus of these documents, each a list of ids; a document counts ten bytes."""
+    folder.mkdir(parents=True)
+    dtype = token_dtype(vocab_size)
+    splits = {}
+    for name, documents in (("train", train), ("validation", validation)):
+        writer = ShardWriter(folder / name, dtype, shard_tokens)
+        for document in documents:
+            writer.add(list(document), text_bytes=10)
+        splits[name] = writer.close()
+    write_metadata(folder, splits, dtype=dtype.str)
+    return folder
+
+
+def sequences(dataset) -> list[tuple[int, ...]]:
+    return [tuple(sample["input_ids"].tolist()) for sample in dataset]
+
+
+@pytest.mark.parametrize("shard_tokens", [1, 2, 3, 7, 16, 17, 1000])
+def test_tokens_come_back_exactly_across_shard_borders(tmp_path, shard_tokens):
+    documents = [range(5), [], range(5, 6), range(6, 16), [999]]
+    tokens = [token for document in documents for token in document]
+    stream = TokenStream(make_corpus(tmp_path / "c", documents, shard_tokens=shard_tokens), "train")
+    assert len(stream) == len(tokens) == 17
+    for start, stop in itertools.combinations_with_replacement(range(18), 2):
+        part = stream.read(start, stop)
+        assert part.tolist() == tokens[start:stop]
+        assert part.dtype == np.int64
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(14, [7, 7]), (15, [7, 7, 1]), (1, [1])])
+def test_shards_are_full_but_the_last_and_none_is_empty(tmp_path, tokens, sizes):
+    corpus = make_corpus(tmp_path / "c", [range(tokens)], shard_tokens=7)
+    assert [path.stat().st_size // 2 for path in sorted((corpus / "train").iterdir())] == sizes
+    shards = read_metadata(corpus)["splits"]["train"]["shards"]
+    assert [shard["tokens"] for shard in shards] == sizes
+    assert all((corpus / shard["file"]).exists() for shard in shards)
+
+
+def test_metadata_counts_documents_tokens_and_bytes(tmp_path):
+    splits = read_metadata(make_corpus(tmp_path / "c", [[1, 2], [3]], [[4]]))["splits"]
+    assert {name: (split["documents"], split["tokens"], split["bytes"]) for name, split in splits.items()} == {
+        "train": (2, 3, 20),
+        "validation": (1, 1, 10),
+    }
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "bytes_per_token"), [(1000, 2), (2**16, 2), (2**16 + 1, 4)], ids=["small", "fits", "too big"]
+)
+def test_highest_id_of_a_vocabulary_survives_in_the_smallest_type(tmp_path, vocab_size, bytes_per_token):
+    ids = [0, 255, 256, vocab_size - 1]
+    corpus = make_corpus(tmp_path / "c", [ids], vocab_size=vocab_size)
+    assert (corpus / "train/00000.bin").stat().st_size == bytes_per_token * len(ids)
+    assert TokenStream(corpus, "train").read(0, 4).tolist() == ids
+
+
+def test_shards_are_little_endian_on_every_machine(tmp_path):
+    corpus = make_corpus(tmp_path / "c", [[1, 258]])
+    assert (corpus / "train/00000.bin").read_bytes() == bytes([1, 0, 2, 1])
+
+
+def test_id_beyond_the_type_is_refused_not_wrapped(tmp_path):
+    with pytest.raises(OverflowError):
+        ShardWriter(tmp_path / "train", token_dtype(1000), shard_tokens=10).add([70_000], text_bytes=1)
+
+
+def test_shards_of_no_tokens_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="`shard_tokens` must be at least 1, got 0"):
+        ShardWriter(tmp_path / "train", token_dtype(1000), shard_tokens=0)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "longer", "missing"])
+def test_damaged_shard_is_named(tmp_path, damage):
+    corpus = make_corpus(tmp_path / "c", [range(20)], shard_tokens=7)
+    shard = corpus / "train/00001.bin"
+    if damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-2])
+    elif damage == "longer":
+        shard.write_bytes(shard.read_bytes() + b"\0\0")
+    else:
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"should have 14 bytes") as caught:
+        PackedDataset(corpus, sequence_length=4, num_samples=1)
+    assert str(shard) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["absent", "empty folder", "file"])
+def test_folder_that_is_no_corpus_is_named(tmp_path, kind):
+    path = tmp_path / "corpus"
+    if kind == "empty folder":
+        path.mkdir()
+    elif kind == "file":
+        path.write_text("text")
+    with pytest.raises(ValueError, match="not a prepared corpus") as caught:
+        PackedDataset(path, sequence_length=4, num_samples=1)
+    assert str(path) in str(caught.value)
+
+
+def test_unknown_split_names_those_there_are(tmp_path):
+    with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
+        TokenStream(make_corpus(tmp_path / "c", [[1]]), "test")
+
+
+@pytest.mark.parametrize("size", [*range(1, 35), 63, 64, 65, 100, 255, 256, 257, 1000, 1023, 1024, 1025])
+def test_permute_is_a_permutation(size):
+    for seed, epoch in [(0, 0), (0, 1), (1, 0), (2**40, 999)]:
+        assert sorted(permute(index, size, seed, epoch) for index in range(size)) == list(range(size))
+
+
+def test_permute_differs_between_epochs_and_seeds():
+    orders = {
+        tuple(permute(index, 50, seed, epoch) for index in range(50)) for seed in range(10) for epoch in range(10)
+    }
+    assert len(orders) == 100
+    assert tuple(range(50)) not in orders
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_permute_draws_every_order_of_a_few(size):
+    drawn = {tuple(permute(index, size, 0, epoch) for index in range(size)) for epoch in range(400)}
+    assert drawn == set(itertools.permutations(range(size)))
+
+
+@pytest.mark.parametrize("size", [5, 8, 33, 100])
+def test_permute_sends_a_sequence_anywhere(size):
+    for index in (0, size - 1):
+        assert {permute(index, size, 0, epoch) for epoch in range(20 * size)} == set(range(size))
+
+
+def test_permute_shuffles_far_apart():
+    """Neighbours in the corpus are of one source and one subject: they must not stay neighbours."""
+    order = [permute(index, 1000, 0, 0) for index in range(1000)]
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(order)) < 20
+    assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_permute_needs_no_more_for_a_huge_corpus():
+    size = 10**12 + 7
+    targets = {permute(index, size, 3, 1) for index in range(size - 500, size)}
+    assert len(targets) == 500
+    assert all(0 <= target < size for target in targets)
+
+
+def test_each_epoch_covers_every_sequence_exactly_once(tmp_path):
+    corpus = make_corpus(tmp_path / "c", [range(23)], shard_tokens=5)
+    every = [tuple(range(start, start + 4)) for start in range(0, 20, 4)]
+    dataset = PackedDataset(corpus, sequence_length=4, num_samples=5 * 6, seed=1)
+    assert dataset.sequences_per_epoch == 5
+    epochs = [sequences(dataset)[start : start + 5] for start in range(0, 30, 5)]
+    assert all(sorted(epoch) == every for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+
+
+def test_sample_does_not_depend_on_the_length_of_the_run(tmp_path):
+    corpus = make_corpus(tmp_path / "c", [range(100)])
+    short = PackedDataset(corpus, sequence_length=4, num_samples=30, seed=5)
+    long = PackedDataset(corpus, sequence_length=4, num_samples=1000, seed=5)
+    assert sequences(short) == sequences(long)[:30]
+
+
+def test_sample_does_not_depend_on_what_was_read_before(tmp_path):
+    """A resumed run asks for sample 29 first."""
+    corpus = make_corpus(tmp_path / "c", [range(100)])
+    in_order = sequences(PackedDataset(corpus, sequence_length=4, num_samples=30))
+    resumed = PackedDataset(corpus, sequence_length=4, num_samples=30)
+    assert [tuple(resumed[index]["input_ids"].tolist()) for index in reversed(range(30))] == in_order[::-1]
+
+
+def test_order_depends_on_the_seed(tmp_path):
+    corpus = make_corpus(tmp_path / "c", [range(100)])
+    first, second = (sequences(PackedDataset(corpus, 4, num_samples=25, seed=seed)) for seed in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_packed_sample_is_labelled_with_itself(tmp_path):
+    sample = PackedDataset(make_corpus(tmp_path / "c", [range(8)]), sequence_length=8, num_samples=1)[0]
+    assert set(sample) == {"input_ids", "labels"}
+    assert sample["input_ids"].dtype == sample["labels"].dtype == torch.int64
+    sample["input_ids"][0] = 77  # labels are a copy: changing one must not change the other
+    assert sample["labels"].tolist() == list(range(8))
+
+
+def test_writing_into_a_sample_leaves_the_corpus_alone(tmp_path):
+    dataset = PackedDataset(make_corpus(tmp_path / "c", [range(4)]), sequence_length=4, num_samples=2)
+    dataset[0]["input_ids"].fill_(9)
+    assert dataset[1]["input_ids"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_index_outside_the_run_is_refused(tmp_path, index):
+    dataset = PackedDataset(make_corpus(tmp_path / "c", [range(8)]), sequence_length=4, num_samples=3)
+    with pytest.raises(IndexError):
+        dataset[index]
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_split_shorter_than_a_sequence_is_refused(tmp_path, tokens):
+    corpus = make_corpus(tmp_path / "c", [range(tokens)])
+    with pytest.raises(ValueError, match=rf"has {tokens} tokens, less than one sequence of 4 \(`sequence_length`\)"):
+        PackedDataset(corpus, sequence_length=4, num_samples=1)
+
+
+def test_dataset_is_handed_to_a_worker_without_its_tokens(tmp_path):
+    """Where workers are spawned, a pickled memory map would be the whole corpus, once in each of them."""
+    corpus = make_corpus(tmp_path / "c", [range(1000)] * 50, shard_tokens=20_000)
+    dataset = PackedDataset(corpus, sequence_length=8, num_samples=20)
+    pickled = pickle.dumps(dataset)
+    assert sequences(pickle.loads(pickled)) == sequences(dataset)
+    assert len(pickled) < 10_000  # the tokens are 100,000 bytes
+
+
+def test_loader_batches_samples_in_order(tmp_path):
+    dataset = PackedDataset(make_corpus(tmp_path / "c", [range(40)]), sequence_length=4, num_samples=6)
+    batches = [batch["input_ids"] for batch in DataLoader(dataset, batch_size=3)]
+    assert [tuple(row.tolist()) for batch in batches for row in batch] == sequences(dataset)
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(11, 4), (12, 4), (3, 4), (0, 4), (5, 1)])
+def test_held_out_data_covers_every_token_once_with_padding_of_no_loss(tmp_path, tokens, length):
+    corpus = make_corpus(tmp_path / "c", validation=[range(tokens)], shard_tokens=5)
+    samples = list(HeldOutDataset(corpus, sequence_length=length, pad_token_id=55))
+    ids = [token for sample in samples for token in sample["input_ids"].tolist()]
+    labels = [label for sample in samples for label in sample["labels"].tolist()]
+    padding = -tokens % length
+    assert labels == [*range(tokens), *[IGNORE_INDEX] * padding]
+    assert ids == [*range(tokens), *[55] * padding]
+    assert all(len(sample["input_ids"]) == length for sample in samples)
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_index_outside_the_held_out_data_is_refused(tmp_path, index):
+    dataset = HeldOutDataset(make_corpus(tmp_path / "c", validation=[range(11)]), sequence_length=4, pad_token_id=0)
+    assert len(dataset) == 3
+    with pytest.raises(IndexError):
+        dataset[index]
+
+
+@pytest.mark.parametrize(("max_tokens", "read"), [(6, 6), (8, 8), (100, 11), (None, 11)])
+def test_held_out_data_stops_at_max_tokens(tmp_path, max_tokens, read):
+    corpus = make_corpus(tmp_path / "c", validation=[range(11)])
+    dataset = HeldOutDataset(corpus, sequence_length=4, pad_token_id=0, max_tokens=max_tokens)
+    labels = torch.cat([sample["labels"] for sample in dataset])
+    assert dataset.tokens == read
+    assert labels[labels != IGNORE_INDEX].tolist() == list(range(read))
+
+
+def test_bytes_per_token_are_those_of_the_whole_split(tmp_path):
+    corpus = make_corpus(tmp_path / "c", validation=[range(4), range(4)])
+    dataset = HeldOutDataset(corpus, sequence_length=4, pad_token_id=0, max_tokens=4)
+    assert dataset.bytes_per_token == 20 / 8

@@ -1,0 +1,536 @@
+"""Rows come out of every format whole; what cannot be read is counted by file and line, and the rest goes on."""
+
+import bz2
+import gzip
+import hashlib
+import itertools
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from hfgpt.data.readers import RowErrors, SourceConfig, in_test_part, read_rows
+
+
+COMPRESSORS = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda data: zstandard.ZstdCompressor().compress(data),
+}
+# Both are refused by a UTF-8 decoder; the second is a surrogate, which Python's own encoder refuses as well.
+NOT_UTF8 = [b"\xff", b"\xed\xa0\x80"]
+
+
+def read(limit=None, **source):
+    """All rows, and what was malformed."""
+    errors = RowErrors(limit)
+    return list(read_rows(SourceConfig(**source), errors)), errors
+
+
+def texts(**source):
+    """The texts of a source in which nothing is malformed."""
+    rows, errors = read(**source)
+    assert errors.examples == []
+    return [row["text"] for row in rows]
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_zip(path: Path, **files: bytes):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sample_by", "expected"),
+    [
+        ("document", ["one\ntwo\n\n \nthree 한국어"]),
+        ("paragraph", ["one\ntwo", "three 한국어"]),
+        ("line", ["one", "two", "three 한국어"]),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["unix", "windows"])
+def test_text_is_read_by_document_paragraph_or_line(write, sample_by, expected, newline):
+    path = write("a.txt", "one\ntwo\n\n \nthree 한국어\n".replace("\n", newline))
+    assert texts(path=path, sample_by=sample_by) == expected
+
+
+@pytest.mark.parametrize("sample_by", ["document", "paragraph", "line"])
+def test_only_line_feeds_end_a_line_of_text(write, sample_by):
+    text = "form\x0cfeed\u2028separator\x85next\x1cfile"
+    assert texts(path=write("a.txt", text), sample_by=sample_by) == [text]
+
+
+def test_jsonl_keeps_every_field_and_passes_over_empty_lines(write):
+    rows = [
+        {"text": "line\nfeed \u2028 한국어 😀", "stars": 4, "tags": ["a"], "none": None},
+        {"text": "two", "stars": 1},
+    ]
+    assert read(path=write("a.jsonl", jsonl(rows[0]) + "\n  \n" + jsonl(rows[1])))[0] == rows
+
+
+def test_csv_keeps_quoted_newlines_commas_and_quotes(write):
+    path = write("a.csv", 'id,text\n1,"first\nline, ""quoted"""\n\n2,plain\n3,"carriage\r\nreturn"\n')
+    assert read(path=path)[0] == [
+        {"id": "1", "text": 'first\nline, "quoted"'},
+        {"id": "2", "text": "plain"},
+        {"id": "3", "text": "carriage\r\nreturn"},
+    ]
+
+
+def test_csv_field_may_be_longer_than_the_limit_of_the_csv_module(write):
+    book = "word " * 40_000
+    assert texts(path=write("a.csv", f'id,text\n1,"{book}"\n')) == [book]
+
+
+def test_tsv_is_separated_by_tabs(write):
+    assert read(path=write("a.tsv", "id\ttext\n1\tone, two\n"))[0] == [{"id": "1", "text": "one, two"}]
+
+
+def test_separator_is_taken_from_the_ending_of_the_file_alone(write, tmp_path):
+    assert texts(path=write("set.tsv.d/a.csv", "id,text\n1,one\n")) == ["one"]
+    archive = write_zip(tmp_path / "all.tsv.zip", a_csv=b"id,text\n1,one\n")
+    assert texts(path=f"zip://a.csv::{archive}") == ["one"]
+
+
+def test_header_of_a_csv_is_its_first_line_with_anything_on_it(write):
+    assert texts(path=write("a.csv", "\nid,text\n1,one\n")) == ["one"]
+
+
+def test_parquet_keeps_types(tmp_path):
+    rows = [{"text": f"text {number}", "stars": number, "tags": ["a"]} for number in range(3000)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read(path=str(tmp_path / "a.parquet"))[0] == rows
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", jsonl({"text": "한국어"})), ("b.csv", "id,text\n1,한국어\n"), ("c.txt", "한국어")],
+)
+def test_compressed_file_is_read_by_its_ending(write, name, content, ending):
+    assert texts(path=write(name + ending, COMPRESSORS[ending](content.encode()))) == ["한국어"]
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+def test_compressed_file_of_several_streams_is_read_to_its_end(write, ending):
+    """Files compressed in parallel, or joined by `cat`, are such."""
+    rows = [{"text": f"text {number} {hashlib.sha256(b'%d' % number).hexdigest()}"} for number in range(1500)]
+    parts = [jsonl(*rows[start : start + 500]).encode() for start in (0, 500, 1000)]
+    path = write("a.jsonl" + ending, b"".join(map(COMPRESSORS[ending], parts)))
+    assert read(path=path)[0] == rows
+
+
+def test_file_inside_a_zip_is_read_in_place(tmp_path):
+    archive = write_zip(tmp_path / "a.whl", inside__a_jsonl=jsonl({"text": "one"}).encode())
+    assert texts(path=f"zip://inside/a.jsonl::{archive}") == ["one"]
+
+
+def test_compressed_csv_inside_a_zip_is_read_in_place(tmp_path):
+    archive = write_zip(tmp_path / "a.zip", a_csv_bz2=bz2.compress(b'id,text\n1,"one,\ntwo"\n'))
+    assert texts(path=f"zip://a.csv.bz2::{archive}") == ["one,\ntwo"]
+
+
+def test_parquet_inside_a_zip_is_read_in_place(tmp_path):
+    pq.write_table(pa.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    archive = write_zip(tmp_path / "a.zip", a_parquet=(tmp_path / "a.parquet").read_bytes())
+    assert texts(path=f"zip://a.parquet::{archive}") == ["one", "two"]
+
+
+def test_hub_dataset_is_streamed(write, tmp_path):
+    """A local folder stands for a Hub dataset: `datasets` reads both in the same way."""
+    write("set/train.jsonl", jsonl({"text": "one"}, {"text": None}, {"text": "three"}))
+    write("set/test.jsonl", jsonl({"text": "four"}))
+    rows, errors = read(dataset=str(tmp_path / "set"))
+    assert [row["text"] for row in rows] == ["one", "three"]
+    assert errors.examples == [f"{tmp_path / 'set'}[train]:2: field `text` must be text, got NoneType"]
+    assert texts(dataset=str(tmp_path / "set"), dataset_split="test") == ["four"]
+
+
+def test_missing_dataset_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Cannot load `dataset: ") as caught:
+        read(dataset=str(tmp_path / "no/such/set"))
+    assert str(tmp_path / "no/such/set") in str(caught.value)
+
+
+def test_glob_reads_its_files_in_order_of_name(write, tmp_path):
+    for number in (3, 1, 2):
+        write(f"part-{number}.txt", f"text {number}")
+    write("other.txt", "other")
+    assert texts(path=str(tmp_path / "part-*.txt")) == ["text 1", "text 2", "text 3"]
+
+
+def test_list_of_paths_is_read_as_given(write, tmp_path):
+    b, a = write("b.jsonl", jsonl({"text": "b"})), write("a.txt", "a")
+    write("sub/c.txt", "c")
+    assert texts(path=[b, a, str(tmp_path / "sub/*.txt")]) == ["b", "a", "c"]
+
+
+def test_glob_passes_over_folders(write, tmp_path):
+    write("tree/a.txt", "a")
+    write("tree/sub/b.txt", "b")
+    assert texts(path=str(tmp_path / "tree/**")) == ["a", "b"]
+
+
+def test_file_whose_name_has_brackets_is_no_glob(write):
+    assert texts(path=write("report[1].txt", "text")) == ["text"]
+
+
+def test_glob_expands_on_other_file_systems(tmp_path):
+    memory = fsspec.filesystem("memory")
+    folder = f"/{tmp_path.name}"
+    try:
+        for name in "ba":
+            memory.pipe(f"{folder}/{name}.txt", f"text {name}".encode())
+        assert texts(path=f"memory:/{folder}/*.txt") == ["text a", "text b"]
+    finally:
+        memory.rm(folder, recursive=True)
+
+
+@pytest.mark.parametrize("pattern", ["absent-*.txt", "absent/*.jsonl", "[0-9].txt"])
+def test_glob_that_matches_nothing_is_named(write, tmp_path, pattern):
+    write("a.txt", "text")
+    with pytest.raises(ValueError, match="No file matches") as caught:
+        read(path=str(tmp_path / pattern))
+    assert pattern in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", "text"), ("a.jsonl", '{"text": "text"}'), ("a.csv", "text,id\ntext,1\n")]
+)
+def test_byte_order_mark_is_not_part_of_the_text(write, name, content):
+    assert texts(path=write(name, b"\xef\xbb\xbf" + content.encode())) == ["text"]
+
+
+@pytest.mark.parametrize("name", ["a.dat", "a", "a.dat.gz", ".jsonl", "a.csv.zip"])
+def test_unknown_ending_asks_for_the_format(write, name):
+    path = write(name, "text")
+    with pytest.raises(ValueError, match="set `format` to text, jsonl, csv or parquet") as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
+def test_format_overrides_the_ending(write):
+    assert texts(path=write("a.dat", jsonl({"text": "one"})), format="jsonl") == ["one"]
+    assert texts(path=write("b.jsonl", "not JSON"), format="text") == ["not JSON"]
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "absent.jsonl.gz", "absent.parquet", "absent/a.csv", "a.txt/b.txt"])
+def test_missing_file_is_named(write, tmp_path, name):
+    write("a.txt", "text")
+    path = str(tmp_path / name)
+    with pytest.raises(ValueError, match="No such file") as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
+def test_missing_archive_or_file_inside_it_is_named(tmp_path):
+    archive = write_zip(tmp_path / "a.zip", a_txt=b"text")
+    for path in (f"zip://b.txt::{archive}", f"zip://a.txt::{tmp_path}/absent.zip"):
+        with pytest.raises(ValueError, match="No such file") as caught:
+            read(path=path)
+        assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", COMPRESSORS)
+@pytest.mark.parametrize("damage", ["cut short", "not compressed"])
+def test_damaged_compressed_file_is_named(write, ending, damage):
+    content = jsonl(*({"text": f"text {number}"} for number in range(100))).encode()
+    path = write("a.jsonl" + ending, COMPRESSORS[ending](content)[:-15] if damage == "cut short" else content)
+    with pytest.raises(ValueError) as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "zip://a.txt::a.zip"])
+def test_damaged_parquet_or_zip_is_named(write, tmp_path, name):
+    path = name.replace("a.zip", str(tmp_path / "a.zip")) if "zip" in name else str(tmp_path / name)
+    write("a.zip", "neither")
+    write("a.parquet", "neither")
+    with pytest.raises(ValueError) as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
+MALFORMED = {
+    "broken JSON": ("a.jsonl", b'{"text": "before"}\n{"text": \n{"text": "after"}\n', 2, "not JSON"),
+    "JSON too deep": ("a.jsonl", b'{"text": "before"}\n%s\n{"text": "after"}\n' % (b"[" * 100_000), 2, "not JSON"),
+    "JSON array": ("a.jsonl", b'{"text": "before"}\n["text"]\n{"text": "after"}\n', 2, "a JSON object, got list"),
+    "JSON string": ("a.jsonl", b'{"text": "before"}\n"text"\n{"text": "after"}\n', 2, "a JSON object, got str"),
+    "field missing": (
+        "a.jsonl",
+        b'{"text": "before"}\n\n{"body": "x", "id": 1}\n{"text": "after"}\n',
+        3,
+        "no field `text`; the fields are body, id",
+    ),
+    "no fields": (
+        "a.jsonl",
+        b'{"text": "before"}\n{}\n{"text": "after"}\n',
+        2,
+        "no field `text`; the fields are (none)",
+    ),
+    "null": ("a.jsonl", b'{"text": "before"}\n{"text": null}\n{"text": "after"}\n', 2, "must be text, got NoneType"),
+    "number": ("a.jsonl", b'{"text": "before"}\n{"text": 3}\n{"text": "after"}\n', 2, "must be text, got int"),
+    "list": ("a.jsonl", b'{"text": "before"}\n{"text": ["a"]}\n{"text": "after"}\n', 2, "must be text, got list"),
+    "escaped surrogate": (
+        "a.jsonl",
+        b'{"text": "before"}\n{"text": "\\ud800"}\n{"text": "after"}\n',
+        2,
+        "not valid UTF-8",
+    ),
+    "too few cells": ("a.csv", b"id,text\n1,before\n2\n3,after\n", 3, "1 cells where the header has 2"),
+    "too many cells": ("a.csv", b"id,text\n1,before\n2,a,b\n3,after\n", 3, "3 cells where the header has 2"),
+    "cells after quoted newlines": ("a.csv", b'id,text\n1,before\n2,"a\n\nb",c\n3,after\n', 3, "3 cells"),
+    "cells of a TSV": ("a.tsv", b"id\ttext\n1\tbefore\n2,a\n3\tafter\n", 3, "1 cells where the header has 2"),
+}
+for number, data in enumerate(NOT_UTF8):
+    MALFORMED |= {
+        f"not UTF-8 in JSON, {number}": (
+            "a.jsonl",
+            b'{"text": "before"}\n{"text": "a%s"}\n{"text": "after"}\n' % data,
+            2,
+            "not valid UTF-8",
+        ),
+        f"not UTF-8 in CSV, {number}": (
+            "a.csv",
+            b"id,text\n1,before\n2,a%sb\n3,after\n" % data,
+            3,
+            "not valid UTF-8",
+        ),
+        f"not UTF-8 in text, {number}": ("a.txt", b"before\na%sb\nafter\n" % data, 2, "not valid UTF-8"),
+    }
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_row_is_counted_by_file_and_line_and_the_others_survive(write, kind):
+    name, content, line, reason = MALFORMED[kind]
+    path = write(name, content)
+    rows, errors = read(path=path, sample_by="line")
+    assert [row["text"] for row in rows] == ["before", "after"]
+    assert errors.count == len(errors.examples) == 1
+    assert errors.examples[0].startswith(f"{path}:{line}: ")
+    assert reason in errors.examples[0]
+
+
+def test_line_numbers_are_right_after_quoted_newlines(write):
+    path = write("a.csv", 'id,text\n1,"a\n\nb"\nbad\n2,"c\r\nd"\n\nworse\n')
+    assert [example.split(": ")[0] for example in read(path=path)[1].examples] == [f"{path}:5", f"{path}:9"]
+
+
+def test_line_numbers_count_empty_lines_of_jsonl_and_paragraphs(write):
+    path = write("a.jsonl", '\n\n{"text": "a"}\n\nbad\n')
+    assert read(path=path)[1].examples[0].startswith(f"{path}:5: ")
+    path = write("a.txt", b"one\none\n\n\ntwo\n\xff\n\nthree\n")
+    rows, errors = read(path=path, sample_by="paragraph")
+    assert [row["text"] for row in rows] == ["one\none", "three"]
+    assert errors.examples == [f"{path}:5: not valid UTF-8"]
+
+
+def test_malformed_row_of_parquet_is_counted_by_its_number(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": ["before", None, "after"]}), path)
+    rows, errors = read(path=path)
+    assert [row["text"] for row in rows] == ["before", "after"]
+    assert errors.examples == [f"{path}:2: field `text` must be text, got NoneType"]
+
+
+def test_row_of_parquet_that_is_not_utf8_is_counted_and_the_others_survive(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": pa.array([b"before", b"\xff", b"after"]).view(pa.string())}), path)
+    rows, errors = read(path=path)
+    assert [row["text"] for row in rows] == ["before", "after"]
+    assert [example.split(": ")[0] for example in errors.examples] == [f"{path}:2"]
+
+
+def test_quote_that_never_closes_does_not_swallow_the_rows_after_it(write):
+    """Read as CSV it is one long field to the end of the file: at least it must not pass for a good row."""
+    path = write("a.csv", 'id,text\n1,before\n2,"never closed\n3,after\n4,after\n')
+    rows, errors = read(path=path)
+    assert rows[0] == {"id": "1", "text": "before"}
+    assert not any("3,after" in row["text"] for row in rows)
+    assert errors.examples[0].startswith(f"{path}:3: ")
+
+
+@pytest.mark.parametrize("data", NOT_UTF8)
+def test_group_that_is_not_utf8_is_counted(write, data):
+    path = write("a.jsonl", b'{"text": "a", "film": "%s"}\n{"text": "b", "film": "f"}\n' % data)
+    rows, examples = [], []
+    for part in ("train", "test"):
+        found, errors = read(path=path, group_by="film", test_fraction=0.5, part=part)
+        rows += found
+        examples += errors.examples
+    assert [row["text"] for row in rows] == ["b"]
+    assert [example.split(": ")[0] for example in examples] == [f"{path}:1"] * 2
+
+
+def test_text_without_anything_in_it_is_passed_over_and_is_no_error(write):
+    assert texts(path=write("a.jsonl", jsonl({"text": ""}, {"text": " \n\t\u3000"}, {"text": " a "}))) == [" a "]
+
+
+def test_text_field_names_the_field(write):
+    rows, errors = read(path=write("a.jsonl", jsonl({"body": "one"}, {"text": "two"})), text_field="body")
+    assert rows == [{"body": "one"}]
+    assert "no field `body`; the fields are text" in errors.examples[0]
+
+
+def test_text_file_puts_its_text_in_the_text_field(write):
+    assert read(path=write("a.txt", "one"), text_field="body")[0] == [{"body": "one"}]
+
+
+def test_more_malformed_rows_than_the_limit_raise_with_examples(write):
+    path = write("a.jsonl", "{\n[]\n" + jsonl({"text": "good"}) + "3\n")
+    assert read(limit=3, path=path)[1].count == 3
+    with pytest.raises(ValueError, match=r"More than 2 malformed rows \(`max_bad_rows`\)") as caught:
+        read(limit=2, path=path)
+    assert all(f"{path}:{line}: " in str(caught.value) for line in (1, 2, 4))
+
+
+def test_limit_is_shared_by_the_files_of_a_run(write):
+    errors = RowErrors(limit=1)
+    paths = [write("a.jsonl", "bad\n"), write("b.jsonl", "bad\n")]
+    assert list(read_rows(SourceConfig(path=paths[0]), errors)) == []
+    with pytest.raises(ValueError, match="max_bad_rows") as caught:
+        list(read_rows(SourceConfig(path=paths[1]), errors))
+    assert all(f"{path}:1: " in str(caught.value) for path in paths)
+
+
+def test_examples_are_few_and_the_count_is_of_all(write):
+    errors = read(path=write("a.jsonl", "bad\n" * 500))[1]
+    assert errors.count == 500
+    assert len(errors.examples) == errors.max_examples == 20
+
+
+def test_malformed_rows_come_to_light_as_they_are_met(write):
+    """A stream is not read to its end to find the first error."""
+    rows = read_rows(
+        SourceConfig(path=write("a.jsonl", jsonl({"text": "one"}) + "bad\n")), errors := RowErrors(limit=0)
+    )
+    assert next(rows)["text"] == "one"
+    assert errors.count == 0
+    with pytest.raises(ValueError, match=r"a\.jsonl:2"):
+        next(rows)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ({"kind": "fresh"}, ["a", "c"]),
+        ({"kind": ["fresh", "stale"]}, ["a", "b", "c"]),
+        ({"stars": 1}, ["a", "b"]),
+        ({"stars": [2, 3], "kind": "fresh"}, ["c"]),
+        ({}, ["a", "b", "c", "d"]),
+        ({"kind": "absent"}, []),
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_where_keeps_rows_with_these_values(write, form, where, expected):
+    rows = [("a", "fresh", 1), ("b", "stale", 1), ("c", "fresh", 2), ("d", "rotten", 3)]
+    content = {
+        "csv": "text,kind,stars\n" + "".join(f"{text},{kind},{stars}\n" for text, kind, stars in rows),
+        "jsonl": jsonl(*({"text": text, "kind": kind, "stars": stars} for text, kind, stars in rows)),
+    }
+    assert texts(path=write(f"a.{form}", content[form]), where=where) == expected
+
+
+def test_row_without_a_field_of_where_or_group_by_is_malformed(write):
+    path = write("a.jsonl", jsonl({"text": "one"}))
+    for source in ({"where": {"kind": "fresh"}}, {"group_by": "kind"}):
+        rows, errors = read(path=path, **source)
+        assert rows == []
+        assert errors.examples == [f"{path}:1: no field `kind`; the fields are text"]
+
+
+def test_group_is_never_in_two_parts(write):
+    rows = [{"text": f"review {number}", "film": f"film {number % 40}"} for number in range(160)]
+    path = write("a.jsonl", jsonl(*rows))
+    source = {"path": path, "group_by": "film", "test_fraction": 0.3}
+    parts = {part: read(part=part, **source)[0] for part in ("train", "test", "all")}
+    films = {part: {row["film"] for row in rows} for part, rows in parts.items()}
+    assert len(films["train"]) > len(films["test"]) > 0
+    assert not films["train"] & films["test"]
+    assert sorted(parts["train"] + parts["test"], key=rows.index) == rows == parts["all"]
+    assert read(part="test", **source)[0] == parts["test"]
+
+
+def test_without_groups_a_repeated_text_is_never_in_two_parts(write):
+    path = write("a.txt", "".join(f"text {number % 50}\n" for number in range(150)))
+    train, test = (texts(path=path, sample_by="line", test_fraction=0.2, part=part) for part in ("train", "test"))
+    assert len(train) > len(test) > 0
+    assert not set(train) & set(test)
+    assert sorted(train + test) == sorted(f"text {number % 50}" for number in range(150))
+
+
+def test_division_depends_on_its_seed_and_not_on_the_order_of_rows(write):
+    rows = [{"text": f"text {number}"} for number in range(60)]
+    forward, backward = write("a.jsonl", jsonl(*rows)), write("b.jsonl", jsonl(*reversed(rows)))
+    drawn = [
+        texts(path=path, test_fraction=0.5, part="test", split_seed=seed)
+        for path, seed in itertools.product((forward, backward), (0, 1))
+    ]
+    assert drawn[0] == drawn[2][::-1]
+    assert set(drawn[0]) != set(drawn[1])
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.2, 0.9])
+def test_test_part_has_the_share_asked_for(fraction):
+    share = sum(in_test_part(f"key {number}", fraction, 0) for number in range(20_000)) / 20_000
+    assert share == pytest.approx(fraction, abs=0.01)
+
+
+def test_division_is_the_same_in_every_process_and_version():
+    """Were it to change, a test set would leak into what earlier models were trained on."""
+    assert "".join(key for key in "abcdefghijklmnop" if in_test_part(key, 0.5, 0)) == "abcdghjmnop"
+
+
+def test_max_rows_counts_the_rows_that_are_kept(write):
+    path = write("a.jsonl", "bad\n" + jsonl(*({"text": f"text {n}", "even": n % 2 == 0} for n in range(10))))
+    rows, errors = read(path=path, where={"even": True}, max_rows=3)
+    assert [row["text"] for row in rows] == ["text 0", "text 2", "text 4"]
+    assert errors.count == 1
+
+
+@pytest.mark.parametrize("max_rows", [0, -1])
+def test_max_rows_below_one_is_refused(max_rows):
+    with pytest.raises(ValueError, match="max_rows"):
+        SourceConfig(path="a.txt", max_rows=max_rows)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"name": "mine"}, "'mine' has neither"),
+        ({"path": "a.txt", "dataset": "b"}, "has both"),
+        ({"path": []}, "path"),
+        ({"path": "a.txt", "part": "test"}, "`part: test` needs a `test_fraction` above 0"),
+        ({"path": "a.txt", "test_fraction": 1.0}, "below 1, got 1.0"),
+        ({"path": "a.txt", "test_fraction": -0.1}, "at least 0"),
+    ],
+)
+def test_settings_of_a_source_that_do_not_fit_together_are_refused(values, reason):
+    with pytest.raises(ValueError, match=reason):
+        SourceConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "name"),
+    [
+        ({"path": "data/a.jsonl"}, "a.jsonl"),
+        ({"path": ["data/a-*.txt", "b.txt"]}, "a-*.txt"),
+        ({"path": "zip://inside/c.csv::outer.zip"}, "c.csv"),
+        ({"dataset": "org/set"}, "org/set"),
+        ({"path": "a.txt", "name": "mine"}, "mine"),
+    ],
+)
+def test_source_is_named_after_its_path_unless_it_has_a_name(values, name):
+    assert SourceConfig(**values).name == name

@@ -1,0 +1,153 @@
+"""Every recipe loads, every command in the documentation is one that exists, every accelerate file is used."""
+
+import importlib.util
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from hfgpt.cli import make_parser
+from hfgpt.data.corpus import load_corpus_config
+from hfgpt.model import GPT3Config
+from hfgpt.training.arguments import (
+    FinetuneConfig,
+    FinetuningArguments,
+    PretrainConfig,
+    PretrainingArguments,
+    parse_arguments,
+)
+from hfgpt.training.finetune import make_task
+
+
+RECIPES = ROOT / "recipes"
+SCRIPTS = {
+    "recipes/pretrain.py": (PretrainConfig, PretrainingArguments),
+    "recipes/finetune.py": (FinetuneConfig, FinetuningArguments),
+}
+
+
+def names(folder):
+    found = sorted(path.name for path in (RECIPES / folder).glob("*.yaml"))
+    assert found
+    return found
+
+
+@pytest.fixture(autouse=True)
+def in_root(monkeypatch, tmp_path):
+    """Paths in recipes are relative to the root; what TrainingArguments makes goes elsewhere."""
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.parametrize("name", names("corpus"))
+def test_corpus_recipes_load(name):
+    config = load_corpus_config(RECIPES / "corpus" / name)
+    assert config.output_dir.startswith("out/")
+
+
+@pytest.mark.parametrize("name", names("pretrain"))
+def test_pretraining_recipes_load(name, tmp_path):
+    config, args = parse_arguments(
+        *SCRIPTS["recipes/pretrain.py"],
+        argv=["--config", f"recipes/pretrain/{name}", "--output_dir", str(tmp_path), "--use_cpu", "true"],
+    )
+    model = GPT3Config.from_preset(config.preset, **config.model_overrides)
+    assert (config.sequence_length or 0) <= model.max_position_embeddings
+    assert args.warmup_tokens < args.train_tokens
+
+
+@pytest.mark.parametrize("name", names("finetune"))
+def test_fine_tuning_recipes_load(name, tmp_path):
+    config, _ = parse_arguments(
+        *SCRIPTS["recipes/finetune.py"],
+        argv=["--config", f"recipes/finetune/{name}", "--output_dir", str(tmp_path), "--use_cpu", "true"],
+    )
+    task = make_task(config)
+    assert set(config.label_map.values()) <= set(task.labels)
+    config.source("train"), config.source("test")
+
+
+def test_the_demos_recipes_fit_together():
+    """The corpus leaves out just the films that the sentiment recipes test on."""
+    corpus = load_corpus_config(RECIPES / "corpus" / "demo.yaml")
+    reviews = next(source for source in corpus.sources if source.name == "film-reviews")
+    for name in ("full", "lora"):
+        recipe = yaml.safe_load((RECIPES / "finetune" / f"demo-sentiment-{name}.yaml").read_text())
+        assert reviews.path == recipe["train_path"]
+        assert (reviews.group_by, reviews.test_fraction) == (recipe["group_by"], recipe["test_fraction"])
+        assert (reviews.part, reviews.split_seed) == ("train", recipe.get("split_seed", 0))
+
+
+def documented_commands():
+    for file in ("README.md", "recipes/README.md"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S) + re.findall(r"`(hfgpt .+?|accelerate .+?)`", text)
+        for block in blocks:
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith(("hfgpt ", "accelerate ")) and not re.search(r"\b(RECIPE|WHERE)\b", line):
+                    yield pytest.param(shlex.split(line, comments=True), id=f"{file}: {line[:60]}")
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_exist(command, tmp_path):
+    if command[0] == "hfgpt":
+        arguments = make_parser().parse_args(command[1:])
+        if arguments.command == "prepare":
+            assert (ROOT / arguments.recipe).is_file()
+        return
+    script = next(word for word in command if word in SCRIPTS)
+    before, after = command[: command.index(script)], command[command.index(script) + 1 :]
+    assert before[:2] == ["accelerate", "launch"]
+    if "--config_file" in before:
+        assert (ROOT / before[before.index("--config_file") + 1]).is_file()
+    parse_arguments(*SCRIPTS[script], argv=[*after, "--output_dir", str(tmp_path), "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize("name", names("accelerate"))
+def test_accelerate_files_load_and_are_used(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(RECIPES / "accelerate" / name))
+    assert config.num_processes >= 1
+    users = [*ROOT.glob("*.md"), *RECIPES.rglob("*.md"), *RECIPES.glob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    assert any(f"recipes/accelerate/{name}" in file.read_text(encoding="utf-8") for file in users)
+
+
+def test_the_readmes_python_runs(pretrained):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace("out/demo/pretrain", str(pretrained)), {})
+
+
+def test_the_demos_report(tmp_path, monkeypatch, capsys):
+    spec = importlib.util.spec_from_file_location("demo", RECIPES / "demo.py")
+    demo = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(demo)
+    monkeypatch.setattr(demo, "OUT", tmp_path)
+    scores = {"eval_accuracy": 0.7, "eval_macro_f1": 0.6, "eval_majority_accuracy": 0.5, "test_rows": 9}
+    scores |= {"eval_random_start_accuracy": 0.6, "eval_random_start_macro_f1": 0.55}
+    losses = {"train_tokens": 1, "eval_loss_before": 9.0, "eval_loss": 5.0, "eval_perplexity": 148.0}
+    for name, result in (
+        ("pretrain", losses | {"eval_bits_per_byte": 2.0}),
+        ("sentiment-full", scores),
+        ("sentiment-lora", scores | {"eval_accuracy": 0.65}),
+    ):
+        Path(tmp_path / name).mkdir()
+        (tmp_path / name / "all_results.json").write_text(json.dumps(result))
+    report = demo.make_report({"pretrain": {"seconds": 2.0, "peak_memory_bytes": 5}, "prepare": {"seconds": 1.0}})
+    assert report["pretrain"]["eval_loss_before"] == 9.0
+    assert report["pretrain"]["eval_loss_after"] == 5.0
+    assert report["pretrain"]["bits_per_byte"] == 2.0
+    assert report["sentiment"]["majority_accuracy"] == 0.5
+    assert report["sentiment"]["full"]["accuracy"] == 0.7
+    assert report["sentiment"]["lora"]["accuracy"] == 0.65
+    assert report["sentiment"]["lora"]["random_start_accuracy"] == 0.6
+    assert report["seconds"] == {"pretrain": 2.0, "prepare": 1.0}
+    assert report["peak_memory_bytes"] == 5
+    demo.print_table(report)
+    assert "65.0%" in capsys.readouterr().out

@@ -1,0 +1,129 @@
+"""The recipe script as users run it: `accelerate launch ... recipes/finetune.py`."""
+
+import json
+
+import pytest
+import torch
+from helpers import launch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+import hfgpt  # noqa: F401
+from hfgpt.generation import generate, load
+from hfgpt.tasks import get_task
+
+
+def finetune(model, reviews_file, output_dir, check=True, **fields):
+    values = {
+        "model_name_or_path": model,
+        "output_dir": output_dir,
+        "train_path": reviews_file,
+        "label_field": "verdict",
+        "label_map": json.dumps({"fresh": "positive", "rotten": "negative"}),
+        "group_by": "film",
+        "test_fraction": 0.25,
+        "num_train_epochs": 4,
+        "per_device_train_batch_size": 16,
+        "learning_rate": 5e-3,
+        "bf16": "false",
+        "use_cpu": "true",
+        "save_strategy": "no",
+        **fields,
+    }
+    return launch(
+        "recipes/finetune.py",
+        *[word for key, value in values.items() for word in (f"--{key}", str(value))],
+        check=check,
+    )
+
+
+@pytest.fixture(scope="module")
+def full(pretrained, reviews_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full") / "model"
+    finetune(pretrained, reviews_file, folder, compare_random_start="true")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(pretrained, reviews_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora") / "adapter"
+    finetune(pretrained, reviews_file, folder, use_peft="true", learning_rate=2e-2)
+    return folder
+
+
+def results(folder):
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_full_fine_tuning_learns_the_task(full):
+    scores = results(full)
+    assert scores["eval_accuracy"] > 0.9 > 0.65 > scores["eval_majority_accuracy"] >= 0.5
+    assert 0.0 <= scores["eval_random_start_accuracy"] <= 1.0
+    assert scores["eval_macro_f1"] > 0.9
+    assert scores["train_rows"] + scores["test_rows"] == 400
+    assert 50 < scores["test_rows"] < 150
+    assert not (full / "random-start").exists()
+
+
+def test_lora_learns_the_task_and_leaves_an_adapter(lora, pretrained):
+    scores = results(lora)
+    assert scores["eval_accuracy"] > scores["eval_majority_accuracy"] + 0.1
+    weights = load_file(lora / "adapter_model.safetensors")
+    assert weights and all(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
+    modules = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in weights}
+    assert modules == {"q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
+    assert not (lora / "model.safetensors").exists()
+    config = json.loads((lora / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(pretrained.resolve())
+
+
+@pytest.mark.parametrize("which", ["full", "lora"])
+def test_the_saved_model_answers_with_a_label_word(which, request):
+    model, tokenizer = load(request.getfixturevalue(which), device="cpu")
+    task = get_task("sentiment")
+    prompt = task.prompt.format(text="The cast was wonderful and the music superb.")
+    answer = generate(model, tokenizer, prompt, max_new_tokens=len(tokenizer(" positive")["input_ids"]))
+    assert answer in task.choices.values()
+
+
+def test_transformers_loads_the_adapter_by_itself(lora):
+    model = AutoModelForCausalLM.from_pretrained(lora)
+    ours, tokenizer = load(lora, device="cpu")
+    assert isinstance(ours, PeftModel)
+    ids = tokenizer("The film was", return_tensors="pt").input_ids
+    assert torch.allclose(model(ids).logits, ours(ids).logits, atol=1e-5)
+
+
+def test_adapter_and_base_that_moved_together_still_load(lora, pretrained, tmp_path):
+    import shutil
+
+    shutil.copytree(lora, tmp_path / "adapter")
+    shutil.copytree(pretrained, tmp_path / pretrained.name, ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = f"/gone/{pretrained.name}"
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
+    load(tmp_path / "adapter", device="cpu")
+    shutil.rmtree(tmp_path / pretrained.name)
+    with pytest.raises(ValueError, match="needs its base model /gone"):
+        load(tmp_path / "adapter", device="cpu")
+
+
+def test_the_same_recipe_fine_tunes_gpt2(pretrained, reviews_file, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=0, bos_token_id=0
+        )
+    )
+    base.save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    finetune(tmp_path / "gpt2", reviews_file, tmp_path / "out", num_train_epochs=6)
+    assert results(tmp_path / "out")["eval_accuracy"] > 0.8
+
+
+def test_an_unmapped_label_is_explained(pretrained, reviews_file, tmp_path):
+    done = finetune(pretrained, reviews_file, tmp_path, check=False, label_map=json.dumps({"fresh": "positive"}))
+    assert done.returncode
+    assert "Label 'rotten' in `verdict`" in done.stderr and "`label_map`" in done.stderr

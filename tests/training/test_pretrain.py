@@ -1,0 +1,104 @@
+"""The recipe script as users run it: `accelerate launch ... recipes/pretrain.py`."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from helpers import launch, pretrain_arguments
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hfgpt
+from hfgpt.training.schedule import learning_rate_factor
+
+
+def history(folder):
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def losses(folder):
+    return {entry["step"]: entry["loss"] for entry in history(folder) if "loss" in entry}
+
+
+def test_it_learns_and_leaves_a_model_that_auto_classes_load(pretrained):
+    results = json.loads((pretrained / "all_results.json").read_text())
+    assert results["eval_loss"] < results["eval_loss_before"] - 0.5
+    assert results["eval_loss_before"] == pytest.approx(math.log(400), rel=0.05)
+    assert results["train_tokens"] == 12 * 4 * 32
+    assert results["eval_perplexity"] == pytest.approx(math.exp(results["eval_loss"]))
+    assert results["peak_memory_bytes"] > 10e6
+    model = AutoModelForCausalLM.from_pretrained(pretrained)
+    assert isinstance(model, hfgpt.GPT3ForCausalLM)
+    assert model.dtype == torch.float32
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.model_max_length == model.config.max_position_embeddings
+    assert (pretrained / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bits_per_byte_is_the_loss_over_the_bytes(pretrained, corpus):
+    results = json.loads((pretrained / "all_results.json").read_text())
+    split = json.loads((corpus / "metadata.json").read_text())["splits"]["validation"]
+    nats = results["eval_loss"] * split["tokens"]
+    assert results["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / split["bytes"])
+
+
+def test_the_learning_rate_is_a_function_of_tokens(pretrained):
+    step_tokens = 4 * 32
+    logged = {entry["step"]: entry for entry in history(pretrained) if "learning_rate" in entry}
+    assert set(logged) == set(range(1, 13))
+    for step, entry in logged.items():
+        assert entry["tokens"] == step * step_tokens
+        # Logged after the scheduler's step: the rate of the step to come.
+        factor = learning_rate_factor((step + 1) * step_tokens, 2 * step_tokens, 12 * step_tokens, 0.1)
+        assert entry["learning_rate"] == pytest.approx(3e-3 * factor)
+
+
+def test_weight_decay_falls_on_matrices_alone(pretrained):
+    optimizer = torch.load(pretrained / "checkpoint-12" / "optimizer.pt", weights_only=True)
+    decayed, plain = optimizer["param_groups"]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    assert decayed["betas"] == (0.9, 0.95)
+    # Embeddings, positions, and six matrices a layer; six biases and two LayerNorms a layer, and the last LayerNorm.
+    assert len(decayed["params"]) == 2 + 2 * 6
+    assert len(plain["params"]) == 2 * (6 + 4) + 2
+
+
+def test_an_interrupted_run_resumes_from_the_newest_complete_checkpoint(pretrained, corpus, tmp_path):
+    """What an interruption leaves: some checkpoints, the last of them half-written."""
+    for step in (4, 8):
+        shutil.copytree(pretrained / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    broken = tmp_path / "checkpoint-8" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    done = launch("recipes/pretrain.py", *pretrain_arguments(corpus, tmp_path))
+    assert "checkpoint-8 is not complete" in done.stderr
+    assert "Resuming from" in done.stderr and "checkpoint-4" in done.stderr
+    resumed, whole = losses(tmp_path), losses(pretrained)
+    assert resumed == whole  # to the last digit that is logged
+    a, b = load_file(tmp_path / "model.safetensors"), load_file(pretrained / "model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_accumulation_does_not_change_the_loss(pretrained, corpus, tmp_path):
+    launch(
+        "recipes/pretrain.py",
+        *pretrain_arguments(
+            corpus, tmp_path, per_device_train_batch_size=1, gradient_accumulation_steps=4, save_strategy="no"
+        ),
+    )
+    assert losses(tmp_path) == pytest.approx(losses(pretrained), abs=2e-4)
+
+
+def test_too_long_a_sequence_names_the_fields(corpus, tmp_path):
+    done = launch("recipes/pretrain.py", *pretrain_arguments(corpus, tmp_path, sequence_length=128), check=False)
+    assert done.returncode
+    assert "`sequence_length` (128)" in done.stderr and "`max_position_embeddings` 64" in done.stderr
+
+
+def test_a_folder_without_a_corpus_names_the_command_to_run(tmp_path):
+    done = launch("recipes/pretrain.py", *pretrain_arguments(tmp_path, tmp_path / "out"), check=False)
+    assert done.returncode
+    assert "run `hfgpt prepare` first" in done.stderr

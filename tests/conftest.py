@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import launch, make_reviews, pretrain_arguments, write_jsonl
 
 
@@ -35,7 +36,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, reviews_file: Path) -> Path
 
 @pytest.fixture(scope="session")
 def pretrained(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
-    """Output folder of a finished tiny pretraining run, made by the recipe script through accelerate launch."""
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    launch("recipes/pretrain.py", *pretrain_arguments(corpus, folder))
+    """Output folder of a finished tiny pretraining run, made by the recipe script through accelerate launch.
+
+    Made once for all pytest-xdist workers; treat it as read-only.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder = shared / "pretrained" / "model"
+    with FileLock(shared / "pretrained.lock"):
+        if not (folder / "all_results.json").exists():
+            launch("recipes/pretrain.py", *pretrain_arguments(corpus, folder))
     return folder

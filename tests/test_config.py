@@ -233,12 +233,18 @@ def test_yaml_that_is_no_mapping_is_refused_by_name(tmp_path, content, reason):
     assert str(path) in str(caught.value)
 
 
-def test_key_given_twice_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [("seed: 1\nwhere: {a: b}\nseed: 2\n", "seed"), ("sources:\n  - {path: a, max_rows: 1, path: b}\n", "path")],
+    ids=["top", "nested"],
+)
+def test_key_given_twice_is_refused(tmp_path, content, key):
     """YAML keeps the last of them: a `where` or a `max_rows` given before it would be ignored without a word."""
     path = tmp_path / "recipe.yaml"
-    path.write_text("seed: 1\nwhere: {a: b}\nseed: 2\n")
-    with pytest.raises(ValueError, match="seed"):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"`{key}` is given twice") as caught:
         read_yaml(path)
+    assert str(path) in str(caught.value)
 
 
 def test_empty_yaml_is_an_empty_mapping(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +26,7 @@ from .packing import (
     token_dtype,
     write_metadata,
 )
-from .readers import RowErrors, SourceConfig, in_test_part, read_rows
+from .readers import RowErrors, SourceConfig, in_test_part, local_files, read_rows
 from .tokenizer import TextSample, TokenizerConfig, encode_documents, load_tokenizer, train_tokenizer
 
 
@@ -77,12 +78,12 @@ def load_corpus_config(path: str | Path) -> CorpusConfig:
 def prepare(config: CorpusConfig, output_dir: str | Path | None = None, overwrite: bool = False) -> dict[str, Any]:
     """Prepare a corpus: rows -> tokenizer -> tokens -> memory-mapped shards with a held-out split.
 
-    The folder appears only when it is whole. Where it is there already from the same recipe, it is kept.
+    The folder appears only when it is whole. Where it is there already, from the same recipe and files, it is kept.
 
     Args:
         config: What to read and how.
         output_dir: Folder to write. Default: `config.output_dir`.
-        overwrite: Replace a corpus of another recipe.
+        overwrite: Replace what another recipe made, or the same one from files that have changed.
 
     Returns:
         The metadata: documents, tokens and bytes by split and by source, malformed rows, the tokenizer's size.
@@ -94,19 +95,20 @@ def prepare(config: CorpusConfig, output_dir: str | Path | None = None, overwrit
         raise ValueError("Where to? Give `--output DIR` or set `output_dir` in the recipe.")
     output = Path(output_dir or config.output_dir or "").resolve()
     recipe = {key: value for key, value in asdict(config).items() if key != "output_dir"}
-    fingerprint = hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
+    inputs = [recipe, [local_files(source) for source in config.sources]]
+    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file: choose another folder with --output.")
     if output.exists() and any(output.iterdir()):
         known = (output / METADATA_FILE).exists()
         if known and not overwrite:
             metadata = read_metadata(output)
-            if metadata.get("recipe_sha256") == fingerprint:
-                print(f"{output} is there already, from the same recipe.")
+            if metadata.get("inputs_sha256") == fingerprint:
+                print(f"{output} is there already, from the same recipe and files.", file=sys.stderr)
                 return metadata
         if not (known and overwrite):
             raise ValueError(
-                f"{output} holds {'a corpus of another recipe' if known else 'something else'}: "
+                f"{output} holds {'a corpus of another recipe or of files that have changed since' if known else 'something else'}: "
                 f"{'pass --overwrite or ' if known else ''}choose another folder with --output."
             )
 
@@ -115,11 +117,16 @@ def prepare(config: CorpusConfig, output_dir: str | Path | None = None, overwrit
     try:
         tokenizer = make_tokenizer(config)
         tokenizer.save_pretrained(staging / TOKENIZER_FOLDER)
-        metadata = write_corpus(config, tokenizer, staging, recipe=recipe, recipe_sha256=fingerprint)
+        metadata = write_corpus(config, tokenizer, staging, recipe=recipe, inputs_sha256=fingerprint)
         old = output.parent / f".{output.name}.replaced-{os.getpid()}"
         if output.exists():
             os.replace(output, old)
-        os.replace(staging, output)
+        try:
+            os.replace(staging, output)
+        except OSError:
+            if old.exists():
+                os.replace(old, output)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -130,10 +137,11 @@ def make_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerBase:
     """The recipe's tokenizer, trained on a bounded sample of the sources where it is new."""
     if not config.tokenizer.is_new:
         return load_tokenizer(config.tokenizer)
+    # Malformed rows end a bad run here already; they are reported when the shards are written.
+    errors = RowErrors(config.max_bad_rows)
     sample = TextSample(config.tokenizer.sample_bytes, config.seed)
     for source in config.sources:
-        # Malformed rows are counted, and limited, when the shards are written.
-        for text in _progress(_texts(source, RowErrors()), f"tokenizer sample, {source.name}"):
+        for text in _progress(_texts(source, errors), f"tokenizer sample, {source.name}"):
             sample.add(text)
     return train_tokenizer(sample, config.tokenizer.vocab_size)
 
@@ -154,7 +162,7 @@ def write_corpus(
             for text, ids in zip(batch, encode_documents(tokenizer, batch)):
                 size = len(text.encode())
                 # A key of its own: with that of a source's `part`, one division would swallow the other.
-                held_out = in_test_part(f"holdout\0{text}", config.holdout_fraction, config.seed)
+                held_out = in_test_part(f"holdout\0{text.strip()}", config.holdout_fraction, config.seed)
                 ids.append(tokenizer.eos_token_id)
                 writers["validation" if held_out else "train"].add(ids, size)
                 counts["documents"] += 1

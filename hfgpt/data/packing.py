@@ -251,7 +251,9 @@ class HeldOutDataset(Dataset):
     ):
         self._stream = TokenStream(corpus, split)
         self.sequence_length, self.pad_token_id = sequence_length, pad_token_id
-        self.tokens = min(len(self._stream), max_tokens or len(self._stream))
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"`max_eval_tokens` must be at least 1, got {max_tokens}.")
+        self.tokens = len(self._stream) if max_tokens is None else min(len(self._stream), max_tokens)
         total_bytes = self._stream.info["bytes"]
         self.bytes_per_token = total_bytes / len(self._stream) if len(self._stream) else float("nan")
 

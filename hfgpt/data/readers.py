@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import fsspec
@@ -133,7 +133,7 @@ def read_rows(source: SourceConfig, errors: RowErrors) -> Iterator[dict[str, Any
         ValueError: No such file, an unknown format, or too many malformed rows.
     """
     wanted = {
-        key: set(map(str, value if isinstance(value, list) else [value]))
+        key: set(map(_as_text, value if isinstance(value, list) else [value]))
         for key, value in (source.where or {}).items()
     }
     taken = 0
@@ -142,11 +142,15 @@ def read_rows(source: SourceConfig, errors: RowErrors) -> Iterator[dict[str, Any
         if reason:
             errors.add(file, line, reason)
             continue
-        if any(str(row[key]) not in values for key, values in wanted.items()) or not row[source.text_field].strip():
+        if (
+            any(_as_text(row[key]) not in values for key, values in wanted.items())
+            or not row[source.text_field].strip()
+        ):
             continue
         if source.part != "all":
             held_out = in_test_part(
-                str(row[source.group_by]) if source.group_by else row[source.text_field],
+                # Without its outer white space: what counts as one document elsewhere is in one part here.
+                str(row[source.group_by]) if source.group_by else row[source.text_field].strip(),
                 source.test_fraction,
                 source.split_seed,
             )
@@ -156,6 +160,27 @@ def read_rows(source: SourceConfig, errors: RowErrors) -> Iterator[dict[str, Any
         taken += 1
         if source.max_rows is not None and taken >= source.max_rows:
             return
+
+
+def _as_text(value: Any) -> str:
+    # CSV has text alone: `true` in a recipe is the "true" or "True" in the file.
+    return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
+
+
+def local_files(source: SourceConfig) -> list[tuple[str, int, str]]:
+    """Name, size, and a hash of beginning and end of the local files a source reads; remote ones are not looked at."""
+    files = []
+    for path in source.path if isinstance(source.path, list) else [source.path or ""]:
+        for file in _expand(path):
+            local = Path(file.split("::")[-1].removeprefix("file://"))
+            if path and local.is_file():
+                size = local.stat().st_size
+                with open(local, "rb") as raw:
+                    ends = raw.read(2**20)
+                    raw.seek(max(size - 2**20, 0))
+                    ends += raw.read()
+                files.append((file, size, hashlib.blake2b(ends, digest_size=16).hexdigest()))
+    return files
 
 
 def in_test_part(key: str, fraction: float, seed: int) -> bool:
@@ -351,7 +376,7 @@ def _hub_rows(source: SourceConfig) -> Iterator[tuple[str, int, dict[str, Any]]]
 
     try:
         rows = datasets.load_dataset(source.dataset, source.dataset_config, split=source.dataset_split, streaming=True)
-    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
+    except (OSError, RuntimeError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise ValueError(
             f"Cannot load `dataset: {source.dataset}` ({error}). Check the name, or give a local file as `path`."
         ) from None

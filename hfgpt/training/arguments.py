@@ -209,6 +209,9 @@ class FinetuneConfig:
             "help": "Tokens of prompt and completion; longer texts lose their end. Default: what the model takes."
         },
     )
+    attn_implementation: str = field(
+        default="sdpa", metadata={"help": "eager, sdpa, flash_attention_2, flex_attention, ..."}
+    )
     random_start: bool = field(default=False, metadata={"help": "Start from random weights of the same architecture."})
     compare_random_start: bool = field(
         default=False,

@@ -118,9 +118,11 @@ def read_examples(config: FinetuneConfig, task: ChoiceTask, tokenizer: Any, part
 def load_base_model(config: FinetuneConfig, random_start: bool, seed: int) -> PreTrainedModel:
     """The pretrained model, or one of the same architecture with random weights; float32 either way."""
     set_seed(seed)
+    name = config.model_name_or_path
+    options: dict[str, Any] = {"dtype": "float32", "attn_implementation": config.attn_implementation}
     if random_start:
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model_name_or_path), dtype="float32")
-    return AutoModelForCausalLM.from_pretrained(config.model_name_or_path, dtype="float32")
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(name), **options)
+    return AutoModelForCausalLM.from_pretrained(name, **options)
 
 
 def add_lora(model: PreTrainedModel, config: FinetuneConfig) -> Any:

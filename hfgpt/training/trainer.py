@@ -3,15 +3,17 @@
 import math
 import resource
 import sys
+import time
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
+from tqdm.auto import tqdm
 from transformers import Trainer
 
-from ..data.packing import HeldOutDataset
+from ..data.packing import IGNORE_INDEX, HeldOutDataset
 from ..tasks.base import ChoiceTask, choice_scores, classification_metrics
 from .arguments import PretrainingArguments
 from .callbacks import ThroughputCallback
@@ -34,6 +36,7 @@ class PretrainingTrainer(Trainer):
 
     args: PretrainingArguments
     lr_scheduler: Any
+    control: Any
 
     def __init__(self, *, tokens_per_step: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -55,6 +58,49 @@ class PretrainingTrainer(Trainer):
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Mean loss over every token of the held-out split, the same on any number of processes.
+
+        Trainer's own takes the mean of batches' means, in which a short last sequence weighs as much as a long one.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        args, start = self.args, time.perf_counter()
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        model = self.model_wrapped if sharded else self.model
+        was_training = model.training
+        model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=args.device)  # nats, tokens
+        batch_size = args.eval_batch_size
+        stride = batch_size * args.world_size
+        for first in tqdm(
+            range(args.process_index * batch_size, len(dataset) + args.process_index * batch_size, stride),
+            desc="held out",
+            disable=args.disable_tqdm or not self.is_local_process_zero(),
+            leave=False,
+        ):
+            # Sharded weights are gathered by all processes together, so each runs every turn, if on nothing.
+            rows = [dataset[index if index < len(dataset) else 0] for index in range(first, first + batch_size)]
+            inputs = self._prepare_inputs({key: torch.stack([row[key] for row in rows]) for key in rows[0]})
+            inputs["labels"][max(len(dataset) - first, 0) :] = IGNORE_INDEX
+            tokens = inputs["labels"][:, 1:].ne(IGNORE_INDEX).sum()
+            with self.compute_loss_context_manager():
+                loss = model(**inputs, use_cache=False, num_items_in_batch=1).loss
+            totals += torch.stack([loss.double(), tokens.double()])
+        model.train(was_training)
+        nats, tokens = self.accelerator.reduce(totals).tolist()
+        seconds = time.perf_counter() - start
+        metrics = {
+            f"{metric_key_prefix}_loss": nats / tokens if tokens else float("nan"),
+            f"{metric_key_prefix}_runtime": round(seconds, 4),
+            f"{metric_key_prefix}_samples_per_second": round(len(dataset) / seconds, 3),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen, tokens per second, perplexity and bits per byte to what is logged."""

@@ -189,7 +189,7 @@ def test_same_recipe_again_reuses_the_corpus_untouched(prepared, tmp_path, capsy
     assert prepared(LINES[:20]) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")} == files
     assert (tmp_path / "corpus").stat().st_ino == inode
-    assert "from the same recipe" in capsys.readouterr().out
+    assert "from the same recipe" in capsys.readouterr().err
 
 
 def test_another_folder_is_the_same_recipe(tmp_path, write, tokenizer_folder):
@@ -207,7 +207,9 @@ def test_another_folder_is_the_same_recipe(tmp_path, write, tokenizer_folder):
 def test_another_recipe_is_refused_and_the_corpus_kept(prepared, tmp_path, change):
     prepared(LINES[:20])
     before = contents(tmp_path / "corpus")
-    with pytest.raises(ValueError, match=r"holds a corpus of another recipe: pass --overwrite") as caught:
+    with pytest.raises(
+        ValueError, match=r"holds a corpus of another recipe or of files that have changed since: pass --overwrite"
+    ) as caught:
         prepared(LINES[:20], **change)
     assert str(tmp_path / "corpus") in str(caught.value)
     assert contents(tmp_path / "corpus") == before
@@ -376,3 +378,13 @@ def test_recipe_file_is_named_where_it_is_wrong(write):
     with pytest.raises(ValueError, match="did you mean `holdout_fraction`") as caught:
         load_corpus_config(path)
     assert path in str(caught.value)
+
+
+def test_the_same_recipe_over_a_changed_file_is_refused(prepared, tmp_path):
+    prepared(LINES[:20])
+    before = contents(tmp_path / "corpus")
+    with pytest.raises(ValueError, match="files that have changed since"):
+        prepared(LINES[:21])
+    assert contents(tmp_path / "corpus") == before
+    prepared(LINES[:21], overwrite=True)
+    assert contents(tmp_path / "corpus") != before

@@ -253,12 +253,35 @@ def test_damaged_compressed_file_is_named(write, ending, damage):
     assert path in str(caught.value)
 
 
+@pytest.mark.parametrize("ending", COMPRESSORS)
+@pytest.mark.parametrize("cut", [1, 20, 5000])
+def test_file_cut_short_in_its_last_stream_does_not_pass_for_a_shorter_one(write, ending, cut):
+    """As an interrupted download is; zstandard's own reader stops there without a word."""
+    streams = [
+        COMPRESSORS[ending](jsonl(*({"text": hashlib.sha256(b"%d" % n).hexdigest()} for n in part)).encode())
+        for part in (range(500), range(500, 1000))
+    ]
+    path = write("a.jsonl" + ending, b"".join(streams)[:-cut])
+    with pytest.raises(ValueError) as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["a.parquet", "zip://a.txt::a.zip"])
 def test_damaged_parquet_or_zip_is_named(write, tmp_path, name):
     path = name.replace("a.zip", str(tmp_path / "a.zip")) if "zip" in name else str(tmp_path / name)
     write("a.zip", "neither")
     write("a.parquet", "neither")
     with pytest.raises(ValueError) as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ['[{"text": "one"}, {"text": "two"}]', '[\n  {"text": "one"}\n]\n'])
+def test_json_array_is_refused_as_a_whole(write, content):
+    """Its lines are not malformed rows: the file is of another kind."""
+    path = write("a.json", content)
+    with pytest.raises(ValueError, match="JSON array") as caught:
         read(path=path)
     assert path in str(caught.value)
 
@@ -326,6 +349,13 @@ def test_malformed_row_is_counted_by_file_and_line_and_the_others_survive(write,
 def test_line_numbers_are_right_after_quoted_newlines(write):
     path = write("a.csv", 'id,text\n1,"a\n\nb"\nbad\n2,"c\r\nd"\n\nworse\n')
     assert [example.split(": ")[0] for example in read(path=path)[1].examples] == [f"{path}:5", f"{path}:9"]
+
+
+def test_text_after_a_closing_quote_is_malformed_and_line_numbers_go_on(write):
+    path = write("a.csv", 'id,text\n1,before\n2,"a\nb" c\n3,after\nbad\n')
+    rows, errors = read(path=path)
+    assert [row["text"] for row in rows] == ["before", "after"]
+    assert [example.split(": ")[0] for example in errors.examples] == [f"{path}:3", f"{path}:6"]
 
 
 def test_line_numbers_count_empty_lines_of_jsonl_and_paragraphs(write):
@@ -469,6 +499,14 @@ def test_without_groups_a_repeated_text_is_never_in_two_parts(write):
     assert len(train) > len(test) > 0
     assert not set(train) & set(test)
     assert sorted(train + test) == sorted(f"text {number % 50}" for number in range(150))
+
+
+def test_texts_that_differ_in_outer_white_space_alone_are_in_one_part(write):
+    """Deduplication takes them for one document, and so must the division, or the test set is trained on."""
+    path = write("a.jsonl", jsonl(*({"text": f"text {n // 2}" + "\n" * (n % 2)} for n in range(200))))
+    train, test = (set(map(str.strip, texts(path=path, test_fraction=0.3, part=part))) for part in ("train", "test"))
+    assert not train & test
+    assert len(train | test) == 100
 
 
 def test_division_depends_on_its_seed_and_not_on_the_order_of_rows(write):

@@ -9,12 +9,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-import hfgpt  # noqa: F401
 from hfgpt.generation import generate, load
 from hfgpt.tasks import get_task
+from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments
+from hfgpt.training.finetune import finetune
 
 
-def finetune(model, reviews_file, output_dir, check=True, **fields):
+def run_recipe(model, reviews_file, output_dir, **fields):
     values = {
         "model_name_or_path": model,
         "output_dir": output_dir,
@@ -34,21 +35,20 @@ def finetune(model, reviews_file, output_dir, check=True, **fields):
     return launch(
         "recipes/finetune.py",
         *[word for key, value in values.items() for word in (f"--{key}", str(value))],
-        check=check,
     )
 
 
 @pytest.fixture(scope="module")
 def full(pretrained, reviews_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("full") / "model"
-    finetune(pretrained, reviews_file, folder, compare_random_start="true")
+    run_recipe(pretrained, reviews_file, folder, compare_random_start="true")
     return folder
 
 
 @pytest.fixture(scope="module")
 def lora(pretrained, reviews_file, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora") / "adapter"
-    finetune(pretrained, reviews_file, folder, use_peft="true", learning_rate=2e-2)
+    run_recipe(pretrained, reviews_file, folder, use_peft="true", learning_rate=2e-2)
     return folder
 
 
@@ -119,11 +119,17 @@ def test_the_same_recipe_fine_tunes_gpt2(pretrained, reviews_file, tmp_path):
     )
     base.save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
-    finetune(tmp_path / "gpt2", reviews_file, tmp_path / "out", num_train_epochs=6)
+    run_recipe(tmp_path / "gpt2", reviews_file, tmp_path / "out", num_train_epochs=6)
     assert results(tmp_path / "out")["eval_accuracy"] > 0.8
 
 
 def test_an_unmapped_label_is_explained(pretrained, reviews_file, tmp_path):
-    done = finetune(pretrained, reviews_file, tmp_path, check=False, label_map=json.dumps({"fresh": "positive"}))
-    assert done.returncode
-    assert "Label 'rotten' in `verdict`" in done.stderr and "`label_map`" in done.stderr
+    config = FinetuneConfig(
+        str(pretrained),
+        train_path=str(reviews_file),
+        test_fraction=0.25,
+        label_field="verdict",
+        label_map={"fresh": "positive"},
+    )
+    with pytest.raises(ValueError, match=r"Label 'rotten' in `verdict`.*`label_map`"):
+        finetune(config, FinetuningArguments(output_dir=str(tmp_path)))

@@ -6,11 +6,14 @@ import shutil
 
 import pytest
 import torch
-from helpers import launch, pretrain_arguments
+from helpers import TINY_MODEL, launch, pretrain_arguments
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfgpt
+from hfgpt.data.packing import HeldOutDataset
+from hfgpt.training.arguments import PretrainConfig, PretrainingArguments, parse_arguments
+from hfgpt.training.pretrain import pretrain
 from hfgpt.training.schedule import learning_rate_factor
 
 
@@ -45,14 +48,25 @@ def test_bits_per_byte_is_the_loss_over_the_bytes(pretrained, corpus):
     assert results["eval_bits_per_byte"] == pytest.approx(nats / math.log(2) / split["bytes"])
 
 
+def test_the_held_out_loss_is_the_mean_over_tokens(pretrained, corpus):
+    model = AutoModelForCausalLM.from_pretrained(pretrained)
+    nats = tokens = 0
+    for row in HeldOutDataset(corpus, sequence_length=32, pad_token_id=0):
+        kept = int(row["labels"][1:].ne(-100).sum())
+        with torch.no_grad():
+            nats += model(row["input_ids"][None], labels=row["labels"][None]).loss.item() * kept if kept else 0.0
+        tokens += kept
+    results = json.loads((pretrained / "all_results.json").read_text())
+    assert results["eval_loss"] == pytest.approx(nats / tokens, rel=1e-5)
+
+
 def test_the_learning_rate_is_a_function_of_tokens(pretrained):
     step_tokens = 4 * 32
     logged = {entry["step"]: entry for entry in history(pretrained) if "learning_rate" in entry}
     assert set(logged) == set(range(1, 13))
     for step, entry in logged.items():
         assert entry["tokens"] == step * step_tokens
-        # Logged after the scheduler's step: the rate of the step to come.
-        factor = learning_rate_factor((step + 1) * step_tokens, 2 * step_tokens, 12 * step_tokens, 0.1)
+        factor = learning_rate_factor(step * step_tokens, 2 * step_tokens, 12 * step_tokens, 0.1)
         assert entry["learning_rate"] == pytest.approx(3e-3 * factor)
 
 
@@ -92,13 +106,21 @@ def test_accumulation_does_not_change_the_loss(pretrained, corpus, tmp_path):
     assert losses(tmp_path) == pytest.approx(losses(pretrained), abs=2e-4)
 
 
+def arguments(corpus, output_dir, **fields):
+    return parse_arguments(PretrainConfig, PretrainingArguments, argv=pretrain_arguments(corpus, output_dir, **fields))
+
+
 def test_too_long_a_sequence_names_the_fields(corpus, tmp_path):
-    done = launch("recipes/pretrain.py", *pretrain_arguments(corpus, tmp_path, sequence_length=128), check=False)
-    assert done.returncode
-    assert "`sequence_length` (128)" in done.stderr and "`max_position_embeddings` 64" in done.stderr
+    with pytest.raises(ValueError, match=r"`sequence_length` \(128\).*`max_position_embeddings` 64"):
+        pretrain(*arguments(corpus, tmp_path, sequence_length=128))
 
 
 def test_a_folder_without_a_corpus_names_the_command_to_run(tmp_path):
-    done = launch("recipes/pretrain.py", *pretrain_arguments(tmp_path, tmp_path / "out"), check=False)
-    assert done.returncode
-    assert "run `hfgpt prepare` first" in done.stderr
+    with pytest.raises(ValueError, match="run `hfgpt prepare` first"):
+        pretrain(*arguments(tmp_path, tmp_path / "out"))
+
+
+def test_too_small_a_vocabulary_is_refused(corpus, tmp_path):
+    overrides = json.dumps({**TINY_MODEL, "vocab_size": 300})
+    with pytest.raises(ValueError, match="`vocab_size` in `model_overrides`"):
+        pretrain(*arguments(corpus, tmp_path, model_overrides=overrides))

@@ -55,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument("model", help="folder or Hub name of a model or a LoRA adapter")
     generate.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
     generate.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to generate at most (default: 64)")
+    generate.add_argument("--min-new-tokens", type=int, metavar="N", help="tokens to generate at least (default: 0)")
     generate.add_argument("--beams", type=int, metavar="N", help="beam search with N beams (default: 1, none)")
     generate.add_argument("--sample", action="store_true", help="sample; implied by the four options below")
     generate.add_argument("--temperature", type=float, metavar="T", help="sharpen (below 1) or flatten (above 1)")
@@ -89,8 +90,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
     from .generation import generate, load
 
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     for name, lowest in (("max_new_tokens", 1), ("beams", 1), ("top_k", 1)):
         value = getattr(arguments, name)
         if value is not None and value < lowest:
@@ -99,7 +104,15 @@ def _generate(arguments: argparse.Namespace) -> None:
     names = {"beams": "num_beams"}
     options: dict[str, Any] = {
         names.get(name, name): getattr(arguments, name)
-        for name in ("beams", "temperature", "top_k", "top_p", "length_penalty", "repetition_penalty")
+        for name in (
+            "min_new_tokens",
+            "beams",
+            "temperature",
+            "top_k",
+            "top_p",
+            "length_penalty",
+            "repetition_penalty",
+        )
         if getattr(arguments, name) is not None
     }
     sampled = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)

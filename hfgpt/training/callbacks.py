@@ -83,6 +83,7 @@ class LossCurveCallback(TrainerCallback):
         """Draw the curves of a Trainer's log history."""
         # Not pyplot: no global state, and no window opens in a notebook or over ssh.
         from matplotlib.figure import Figure
+        from matplotlib.ticker import EngFormatter
 
         figure = Figure(figsize=(7.0, 4.0), layout="constrained")
         axes = figure.add_subplot()
@@ -91,6 +92,7 @@ class LossCurveCallback(TrainerCallback):
             if points:
                 axes.plot(*zip(*points), style, label=label, markersize=4, linewidth=1.2)
         axes.set(xlabel="tokens", ylabel="loss (nats per token)")
+        axes.xaxis.set_major_formatter(EngFormatter())
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

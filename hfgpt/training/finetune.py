@@ -62,6 +62,8 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
         with tempfile.TemporaryDirectory() as folder:
             other_args = copy.copy(args)
             other_args.output_dir, other_args.save_strategy = folder, SaveStrategy.NO
+            if trainer.is_world_process_zero():
+                print("The same from random weights, for comparison:", flush=True)
             other = _make_trainer(config, other_args, task, tokenizer, train, test, random_start=True)
             other.train()
             scores = other.evaluate()

@@ -108,7 +108,7 @@ class PretrainingTrainer(Trainer):
             logs["tokens"] = self.state.global_step * self.tokens_per_step
             speed = self.throughput.since_last_call()
             if speed is not None:
-                logs["tokens_per_second"] = round(speed, 1)
+                logs["tokens_per_second"] = round(speed)
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
             if isinstance(self.eval_dataset, HeldOutDataset):

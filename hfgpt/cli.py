@@ -100,6 +100,10 @@ def _generate(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < lowest:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
+    if arguments.top_p is not None and not 0.0 < arguments.top_p <= 1.0:
+        raise ValueError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}.")
+    if arguments.temperature is not None and arguments.temperature <= 0.0:
+        raise ValueError(f"--temperature must be above 0, got {arguments.temperature}; without it nothing is sampled.")
     prompt = arguments.prompt if arguments.prompt is not None else sys.stdin.read().rstrip("\n")
     names = {"beams": "num_beams"}
     options: dict[str, Any] = {

@@ -43,12 +43,12 @@ def load(model_name_or_path: str | Path, device: str | None = None) -> tuple[Any
         else:
             # A Hub adapter is recognised by transformers itself, which loads its base first.
             model = AutoModelForCausalLM.from_pretrained(model_name_or_path, dtype="auto")
-    except (OSError, KeyError) as error:
-        if path.is_dir():
-            raise ValueError(f"{path} is not a model folder that can be loaded: {error}") from None
-        raise ValueError(
-            f"No model {str(model_name_or_path)!r}: no such folder, and the Hub has none or is not reachable."
-        ) from None
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and not path.is_dir():
+            raise ValueError(
+                f"No model {str(model_name_or_path)!r}: no such folder, and the Hub has none or is not reachable."
+            ) from None
+        raise ValueError(f"Cannot load a model from {model_name_or_path}: {error}") from None
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     return model.to(device).eval(), tokenizer

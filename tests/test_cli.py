@@ -99,7 +99,8 @@ def test_the_prompt_may_come_from_standard_input(pretrained, capsys, monkeypatch
         (["MODEL", "x", "--max-new-tokens", "100"], "64 positions"),
         (["MODEL", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["MODEL", "word " * 200], "64 positions"),
-        (["MODEL", "x", "--top-p", "7"], "top_p"),
+        (["MODEL", "x", "--temperature", "0"], "--temperature"),
+        (["MODEL", "x", "--top-p", "7"], "--top-p"),
     ],
 )
 def test_generate_refuses_what_cannot_be(pretrained, capsys, words, message):

@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hfgpt.generation import generate, load
-from hfgpt.tasks import get_task
 from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments
 from hfgpt.training.finetune import finetune
+
+
+PROMPT = "{text} The film was"
+LABEL_WORDS = {"negative": " dull", "positive": " funny"}
 
 
 def run_recipe(model, reviews_file, output_dir, **fields):
@@ -22,9 +25,12 @@ def run_recipe(model, reviews_file, output_dir, **fields):
         "train_path": reviews_file,
         "label_field": "verdict",
         "label_map": json.dumps({"fresh": "positive", "rotten": "negative"}),
+        # Words this tokenizer knows: the positions are few.
+        "prompt": PROMPT,
+        "label_words": json.dumps(LABEL_WORDS),
         "group_by": "film",
         "test_fraction": 0.25,
-        "num_train_epochs": 4,
+        "num_train_epochs": 8,
         "per_device_train_batch_size": 16,
         "learning_rate": 5e-3,
         "bf16": "false",
@@ -78,13 +84,13 @@ def test_lora_learns_the_task_and_leaves_an_adapter(lora, pretrained):
     assert config["base_model_name_or_path"] == str(pretrained.resolve())
 
 
-@pytest.mark.parametrize("which", ["full", "lora"])
-def test_the_saved_model_answers_with_a_label_word(which, request):
-    model, tokenizer = load(request.getfixturevalue(which), device="cpu")
-    task = get_task("sentiment")
-    prompt = task.prompt.format(text="The cast was wonderful and the music superb.")
-    answer = generate(model, tokenizer, prompt, max_new_tokens=len(tokenizer(" positive")["input_ids"]))
-    assert answer in task.choices.values()
+def test_the_saved_model_answers_with_a_label_word(full):
+    model, tokenizer = load(full, device="cpu")
+    answers = {}
+    for verdict, words in (("positive", "wonderful and the music superb"), ("negative", "dull and the music awful")):
+        prompt = PROMPT.format(text=f"The cast was {words}.")
+        answers[verdict] = generate(model, tokenizer, prompt, max_new_tokens=1)
+    assert answers == LABEL_WORDS
 
 
 def test_transformers_loads_the_adapter_by_itself(lora):
@@ -93,6 +99,8 @@ def test_transformers_loads_the_adapter_by_itself(lora):
     assert isinstance(ours, PeftModel)
     ids = tokenizer("The film was", return_tensors="pt").input_ids
     assert torch.allclose(model(ids).logits, ours(ids).logits, atol=1e-5)
+    with ours.disable_adapter():
+        assert not torch.allclose(model(ids).logits, ours(ids).logits, atol=1e-2)
 
 
 def test_adapter_and_base_that_moved_together_still_load(lora, pretrained, tmp_path):
@@ -119,7 +127,7 @@ def test_the_same_recipe_fine_tunes_gpt2(pretrained, reviews_file, tmp_path):
     )
     base.save_pretrained(tmp_path / "gpt2")
     tokenizer.save_pretrained(tmp_path / "gpt2")
-    run_recipe(tmp_path / "gpt2", reviews_file, tmp_path / "out", num_train_epochs=6)
+    run_recipe(tmp_path / "gpt2", reviews_file, tmp_path / "out")
     assert results(tmp_path / "out")["eval_accuracy"] > 0.8
 
 

@@ -1,6 +1,7 @@
 """Load a model folder, an adapter folder or a Hub name, and continue a prompt."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,10 @@ def _load_adapter(folder: Path) -> Any:
             f"The adapter {folder} needs its base model {base}, which is not there: put it beside the adapter, or "
             f"change `base_model_name_or_path` in {folder / ADAPTER_CONFIG_FILE}."
         )
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), folder)
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is going away.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), folder)
 
 
 def generate(

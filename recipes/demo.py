@@ -64,14 +64,6 @@ STAGES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
 ]
 PROMPT = "The film"
 
-ENVIRONMENT = {
-    # In a log file, too, each line comes when it is written.
-    "PYTHONUNBUFFERED": "1",
-    # OpenMP threads that wait give way sooner. By default they spin, a little faster on an idle machine and several
-    # times slower beside any other busy process.
-    "GOMP_SPINCOUNT": "1000",
-}
-
 
 def main() -> None:
     """Run what is not done yet, then report."""
@@ -94,7 +86,8 @@ def main() -> None:
         done[name] = {"inputs": digest}
         journal.write_text(json.dumps(done, indent=2))
         start = time.perf_counter()
-        if subprocess.run(shlex.split(command), env={**ENVIRONMENT, **os.environ}).returncode:
+        # Unbuffered: in a log file, too, each line comes when it is written.
+        if subprocess.run(shlex.split(command), env={**os.environ, "PYTHONUNBUFFERED": "1"}).returncode:
             sys.exit(
                 f"\nmake demo: stage {name} failed; its message is above. Run `make demo` again to go on from here."
             )

@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         config.corpus,
         sequence_length,
         args.max_steps * tokens_per_step // sequence_length,
-        seed=args.data_seed or args.seed,
+        seed=args.seed if args.data_seed is None else args.data_seed,
     )
     eval_dataset = HeldOutDataset(
         config.corpus, sequence_length, metadata["end_of_text_token_id"], config.max_eval_tokens
@@ -65,6 +65,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         raise ValueError(
             f"{config.corpus} has no held-out text: raise its `holdout_fraction` or set `eval_strategy: no`."
         )
+    args.eval_on_start = args.eval_on_start and len(eval_dataset) > 0
 
     checkpoint = args.resume_from_checkpoint or latest_complete_checkpoint(args.output_dir)
     if checkpoint is not None:

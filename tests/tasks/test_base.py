@@ -80,3 +80,11 @@ def test_unknown_tasks_and_languages_are_listed():
 def test_metrics_of_a_known_table():
     metrics = classification_metrics([0, 0, 1, 1], [0, 1, 1, 1], num_labels=2)
     assert metrics == pytest.approx({"accuracy": 0.75, "majority_accuracy": 0.75, "macro_f1": (2 / 3 + 0.8) / 2})
+
+
+def test_the_korean_task_asks_and_answers_in_korean(pretrained):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    task = get_task("sentiment", "ko")
+    ids = task.prompt_ids(tokenizer, "감동 그 자체입니다", max_length=200)
+    assert tokenizer.decode(ids) == "리뷰: 감동 그 자체입니다\n감정:"
+    assert [tokenizer.decode(choice) for choice in task.choice_ids(tokenizer)] == [" 부정", " 긍정"]

@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hfgpt
+from hfgpt.config import from_mapping
+from hfgpt.data.corpus import CorpusConfig, prepare
 from hfgpt.data.packing import HeldOutDataset
 from hfgpt.training.arguments import PretrainConfig, PretrainingArguments, parse_arguments
 from hfgpt.training.pretrain import pretrain
@@ -124,3 +126,18 @@ def test_too_small_a_vocabulary_is_refused(corpus, tmp_path):
     overrides = json.dumps({**TINY_MODEL, "vocab_size": 300})
     with pytest.raises(ValueError, match="`vocab_size` in `model_overrides`"):
         pretrain(*arguments(corpus, tmp_path, model_overrides=overrides))
+
+
+def test_without_held_out_text_evaluation_must_be_turned_off(reviews_file, tmp_path):
+    recipe = {
+        "sources": [{"path": str(reviews_file)}],
+        "tokenizer": {"vocab_size": 300},
+        "holdout_fraction": 0.0,
+    }
+    prepare(from_mapping(CorpusConfig, recipe, "the test's recipe"), tmp_path / "corpus")
+    fields = {"train_tokens": 2 * 4 * 32, "save_strategy": "no"}
+    with pytest.raises(ValueError, match="raise its `holdout_fraction` or set `eval_strategy: no`"):
+        pretrain(*arguments(tmp_path / "corpus", tmp_path / "out", **fields))
+    metrics = pretrain(*arguments(tmp_path / "corpus", tmp_path / "out", eval_strategy="no", **fields))
+    assert metrics["train_tokens"] == 2 * 4 * 32
+    assert "eval_loss" not in metrics

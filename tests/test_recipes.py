@@ -98,7 +98,7 @@ def documented_commands():
 @pytest.mark.parametrize("command", documented_commands())
 def test_documented_commands_exist(command, tmp_path):
     if command[-1] == "--help":
-        with pytest.raises(SystemExit, match="^0$"):
+        with pytest.raises(SystemExit, match=r"^0$"):
             make_parser().parse_args(command[1:])
         return
     if command[0] == "hfgpt":

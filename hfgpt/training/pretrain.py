@@ -1,5 +1,6 @@
 """Pretrain a GPT-3 on a prepared corpus."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from .trainer import PretrainingTrainer, peak_memory_bytes
 logger = logging.get_logger(__name__)
 
 LOSS_CURVE_FILE = "loss_curve.png"
+RESULTS_FILE = "all_results.json"  # Trainer's name
 
 
 def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, Any]:
-    """Pretrain, or resume from the newest complete checkpoint in `args.output_dir`.
+    """Pretrain, or resume from the newest complete checkpoint in `args.output_dir`; a finished run is left as it is.
 
     Leaves in `args.output_dir`: the model and tokenizer, `checkpoint-*`, `loss_curve.png`, `trainer_state.json` and
     `all_results.json`.
@@ -68,6 +70,10 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     args.eval_on_start = args.eval_on_start and len(eval_dataset) > 0
 
     checkpoint = args.resume_from_checkpoint or latest_complete_checkpoint(args.output_dir)
+    results = Path(args.output_dir) / RESULTS_FILE
+    if isinstance(checkpoint, Path) and checkpoint.name == f"checkpoint-{args.max_steps}" and results.exists():
+        logger.warning(f"{args.output_dir} is finished: {args.max_steps} steps are done. `train_tokens` would go on.")
+        return json.loads(results.read_text(encoding="utf-8"))
     if checkpoint is not None:
         logger.warning(f"Resuming from {checkpoint}.")
         args.eval_on_start = False

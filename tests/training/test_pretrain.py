@@ -98,6 +98,13 @@ def test_an_interrupted_run_resumes_from_the_newest_complete_checkpoint(pretrain
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_finished_run_is_left_as_it_is(pretrained, corpus):
+    before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
+    metrics = pretrain(*arguments(corpus, pretrained))
+    assert metrics == json.loads((pretrained / "all_results.json").read_text())
+    assert {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")} == before
+
+
 def test_accumulation_does_not_change_the_loss(pretrained, corpus, tmp_path):
     launch(
         "recipes/pretrain.py",

@@ -87,8 +87,12 @@ class SourceConfig:
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"`max_rows` must be at least 1, got {self.max_rows}.")
         if not self.name:
-            first = self.path[0] if isinstance(self.path, list) else self.path
-            self.name = str(self.dataset or PurePosixPath(str(first).split("::")[0]).name)
+            self.name = self.dataset or PurePosixPath(self.paths[0].split("::")[0]).name
+
+    @property
+    def paths(self) -> list[str]:
+        """`path` as a list; empty for a Hub dataset."""
+        return self.path if isinstance(self.path, list) else [self.path] if self.path is not None else []
 
 
 @dataclass
@@ -170,10 +174,10 @@ def _as_text(value: Any) -> str:
 def local_files(source: SourceConfig) -> list[tuple[str, int, str]]:
     """Name, size, and a hash of beginning and end of the local files a source reads; remote ones are not looked at."""
     files = []
-    for path in source.path if isinstance(source.path, list) else [source.path or ""]:
+    for path in source.paths:
         for file in _expand(path):
             local = Path(file.split("::")[-1].removeprefix("file://"))
-            if path and local.is_file():
+            if local.is_file():
                 size = local.stat().st_size
                 with open(local, "rb") as raw:
                     ends = raw.read(2**20)
@@ -208,8 +212,7 @@ def _numbered_rows(source: SourceConfig, errors: RowErrors) -> Iterator[tuple[st
     if source.dataset is not None:
         yield from _hub_rows(source)
         return
-    paths = source.path if isinstance(source.path, list) else [str(source.path)]
-    for path in paths:
+    for path in source.paths:
         for file in _expand(path):
             kind = source.format or _format_of(file)
             if kind == "parquet":

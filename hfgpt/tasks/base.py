@@ -10,8 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
-IGNORE_INDEX = -100
+from ..data.packing import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

@@ -298,8 +298,6 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
         *instances, unknown = parser.parse_args_into_dataclasses(
             rest, return_remaining_strings=True, look_for_args_file=False
         )
-        if unknown and isinstance(instances[-1], argparse.Namespace):
-            instances.pop()
         for word in unknown:
             if word.startswith("--"):
                 known = {f.name for cls in classes for f in dataclasses.fields(cls)}
@@ -308,6 +306,7 @@ def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any,
             raise ValueError(f"Not understood on the command line: {' '.join(unknown)}")
     except ValueError as error:
         parser.exit(2, f"{Path(sys.argv[0]).name}: error: {error}\n")
+    # HfArgumentParser adds a namespace for `--config`, which is read above.
     return tuple(instance for instance in instances if not isinstance(instance, argparse.Namespace))
 
 

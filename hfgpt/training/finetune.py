@@ -174,6 +174,7 @@ def _make_trainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
+        # Trainer asks for one where it evaluates during training; `ChoiceTrainer.evaluate` scores the test rows instead.
         eval_dataset=train_dataset[:1] if args.eval_strategy != "no" else None,
         data_collator=CompletionCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,

@@ -75,13 +75,13 @@ class PretrainingTrainer(Trainer):
         model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=args.device)  # nats, tokens
         batch_size = args.eval_batch_size
-        stride = batch_size * args.world_size
-        for first in tqdm(
-            range(args.process_index * batch_size, len(dataset) + args.process_index * batch_size, stride),
+        for turn in tqdm(
+            range(0, len(dataset), batch_size * args.world_size),
             desc="held out",
             disable=args.disable_tqdm or not self.is_local_process_zero(),
             leave=False,
         ):
+            first = turn + args.process_index * batch_size
             # Sharded weights are gathered by all processes together, so each runs every turn, if on nothing.
             rows = [dataset[index if index < len(dataset) else 0] for index in range(first, first + batch_size)]
             inputs = self._prepare_inputs({key: torch.stack([row[key] for row in rows]) for key in rows[0]})

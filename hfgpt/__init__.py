@@ -3,9 +3,25 @@
 Importing it registers `gpt3` with transformers' Auto classes and does nothing else.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
-from .model import PRESETS, GPT3Config, GPT3ForCausalLM, GPT3Model, GPT3PreTrainedModel
+from .model import (
+    PRESETS,
+    GPT3Config,
+    GPT3ForCausalLM,
+    GPT3ForQuestionAnswering,
+    GPT3ForSequenceClassification,
+    GPT3ForTokenClassification,
+    GPT3Model,
+    GPT3PreTrainedModel,
+)
 
 
 __version__ = "0.1.0"
@@ -13,5 +29,18 @@ __version__ = "0.1.0"
 AutoConfig.register("gpt3", GPT3Config, exist_ok=True)
 AutoModel.register(GPT3Config, GPT3Model, exist_ok=True)
 AutoModelForCausalLM.register(GPT3Config, GPT3ForCausalLM, exist_ok=True)
+AutoModelForQuestionAnswering.register(GPT3Config, GPT3ForQuestionAnswering, exist_ok=True)
+AutoModelForSequenceClassification.register(GPT3Config, GPT3ForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(GPT3Config, GPT3ForTokenClassification, exist_ok=True)
 
-__all__ = ["PRESETS", "GPT3Config", "GPT3ForCausalLM", "GPT3Model", "GPT3PreTrainedModel", "__version__"]
+__all__ = [
+    "PRESETS",
+    "GPT3Config",
+    "GPT3ForCausalLM",
+    "GPT3ForQuestionAnswering",
+    "GPT3ForSequenceClassification",
+    "GPT3ForTokenClassification",
+    "GPT3Model",
+    "GPT3PreTrainedModel",
+    "__version__",
+]

@@ -38,6 +38,7 @@ class GPT3Config(PreTrainedConfig):
         initializer_range (`float`, defaults to 0.02): Standard deviation of the initial weights. Residual
             projections start at `initializer_range / sqrt(2 * num_hidden_layers)`, as in GPT-2.
         attention_dropout, residual_dropout, embedding_dropout (`float`, default to 0.0): The paper names no dropout.
+        classifier_dropout (`float`, defaults to 0.1): Before the token classifier, as in GPT-2.
         use_cache (`bool`, defaults to `True`): Return keys and values for generation.
         bos_token_id, eos_token_id (`int`, default to 50256): `<|endoftext|>`; `None` where the vocabulary is too
             small to hold it.
@@ -91,6 +92,7 @@ class GPT3Config(PreTrainedConfig):
     attention_dropout: float | int = 0.0
     residual_dropout: float | int = 0.0
     embedding_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.1
     use_cache: bool = True
     bos_token_id: int | None = GPT3_END_OF_TEXT
     eos_token_id: int | list[int] | None = GPT3_END_OF_TEXT
@@ -140,7 +142,7 @@ class GPT3Config(PreTrainedConfig):
                 f"`num_key_value_heads` must equal `num_attention_heads` ({self.num_attention_heads}) in GPT-3, "
                 f"got {self.num_key_value_heads}."
             )
-        for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
+        for name in ("attention_dropout", "residual_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
         if self.initializer_range < 0.0:

@@ -18,7 +18,12 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.processing_utils import Unpack
@@ -414,4 +419,23 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         return generation_config
 
 
-__all__ = ["GPT3ForCausalLM", "GPT3Model", "GPT3PreTrainedModel"]
+class GPT3ForSequenceClassification(GenericForSequenceClassification, GPT3PreTrainedModel):
+    """GPT-3 with a linear classifier on each sequence's last token (`config.num_labels`, `config.pad_token_id`)."""
+
+
+class GPT3ForTokenClassification(GenericForTokenClassification, GPT3PreTrainedModel):
+    """GPT-3 with a linear classifier on every token (`config.num_labels`, `config.classifier_dropout`)."""
+
+
+class GPT3ForQuestionAnswering(GenericForQuestionAnswering, GPT3PreTrainedModel):
+    """GPT-3 with scores for the first and the last token of an answer in the text."""
+
+
+__all__ = [
+    "GPT3ForCausalLM",
+    "GPT3ForQuestionAnswering",
+    "GPT3ForSequenceClassification",
+    "GPT3ForTokenClassification",
+    "GPT3Model",
+    "GPT3PreTrainedModel",
+]

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 an unexpected failure, 2 bad input (with one message that
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 
@@ -67,6 +68,23 @@ def make_parser() -> argparse.ArgumentParser:
     generate.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator, if there is one)")
     generate.add_argument("--json", action="store_true", help="print prompt and text as JSON, at the end")
     generate.set_defaults(run=_generate)
+
+    convert = commands.add_parser(
+        "convert",
+        help="turn a gpt2 or gpt_neo checkpoint into gpt3, or a dense gpt3 into gpt2",
+        allow_abbrev=False,
+        description="Convert a checkpoint exactly, or say why that cannot be; its tokenizer comes along.",
+    )
+    convert.add_argument("source", help="folder or Hub name of the model; its type is read from its config")
+    convert.add_argument("output", help="folder to write")
+    convert.add_argument("--to", required=True, choices=("gpt3", "gpt2"), help="type to convert to")
+    convert.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written (default: as stored)"
+    )
+    convert.add_argument("--max-shard-size", metavar="SIZE", help="largest file of weights, such as 5GB")
+    convert.add_argument("--overwrite", action="store_true", help="replace the model in the output folder")
+    convert.add_argument("--json", action="store_true", help="print what was done as JSON")
+    convert.set_defaults(run=_convert)
     return parser
 
 
@@ -138,6 +156,35 @@ def _generate(arguments: argparse.Namespace) -> None:
         **options,
     )
     print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if arguments.json else "")
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from transformers.utils import logging
+
+    from .model.convert import convert
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    done = convert(
+        arguments.source,
+        arguments.output,
+        arguments.to,
+        dtype=arguments.dtype,
+        overwrite=arguments.overwrite,
+        max_shard_size=arguments.max_shard_size,
+    )
+    if arguments.json:
+        print(json.dumps({**asdict(done), "output": str(done.output)}))
+        return
+    print(
+        f"{done.source_type} -> {done.target_type} ({done.source_class} -> {done.target_class}): "
+        f"{done.parameters:,} parameters in {done.tensors:,} tensors, {done.dtype}"
+    )
+    print(
+        f"written to {done.output}, {'with its tokenizer' if done.tokenizer else 'no tokenizer: the source has none'}"
+    )
+    for note in done.notes:
+        print(f"note: {note}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class GPT3Config(PreTrainedConfig):
         attention_dropout, residual_dropout, embedding_dropout (`float`, default to 0.0): The paper names no dropout.
         classifier_dropout (`float`, defaults to 0.1): Before the token classifier, as in GPT-2.
         use_cache (`bool`, defaults to `True`): Return keys and values for generation.
+        skip_logits (`bool`, defaults to `True`): In training, compute the loss in chunks of tokens and return no
+            logits. `False` for trainers that read the logits of training steps.
         bos_token_id, eos_token_id (`int`, default to 50256): `<|endoftext|>`; `None` where the vocabulary is too
             small to hold it.
         pad_token_id (`int`, *optional*): GPT-3's vocabulary has none.
@@ -94,6 +96,7 @@ class GPT3Config(PreTrainedConfig):
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.1
     use_cache: bool = True
+    skip_logits: bool = True
     bos_token_id: int | None = GPT3_END_OF_TEXT
     eos_token_id: int | list[int] | None = GPT3_END_OF_TEXT
     pad_token_id: int | None = None

@@ -17,7 +17,12 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_sliding_window_causal_mask,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -31,13 +36,128 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .banded_attention import banded_attention_forward, block_sizes, make_block_mask
 from .configuration_gpt3 import GPT3Config
+from .loss import GPT3LMHead
 
 
-MASK_MAKERS = {
-    "full_attention": create_causal_mask,
-    "sliding_attention": create_sliding_window_causal_mask,
-}
+def make_masks(
+    config: GPT3Config,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    position_ids: torch.Tensor | None = None,
+) -> dict[str, Any]:
+    """The mask of each kind of layer the model has, in the form that its attention implementation takes.
+
+    Args:
+        inputs_embeds: Any tensor (batch, seq, ...) of the model's dtype and device.
+        attention_mask: (batch, past + seq), or a 4-D mask to be used as it is.
+        position_ids: (batch, seq), where they may restart, as those of packed sequences do. Not with a cache.
+    """
+    kinds = dict.fromkeys(config.layer_types or ())
+    custom = attention_mask is not None and attention_mask.ndim != 2
+    segments = None
+    if position_ids is not None and past_key_values is None and not custom:
+        segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
+    mask_kwargs: dict[str, Any] = {
+        "config": config,
+        "inputs_embeds": inputs_embeds,
+        "past_key_values": past_key_values,
+    }
+    if segments is None or attention_mask is None:
+        # Looked at by transformers where there is no mask, to find the same segments.
+        mask_kwargs["position_ids"] = position_ids if segments is not None else None
+    elif not torch.compiler.is_compiling() and bool(attention_mask.all()):
+        # Collators add a mask of ones out of habit.
+        attention_mask, mask_kwargs["position_ids"] = None, position_ids
+    elif is_flash(config):
+        raise ValueError(
+            "Flash attention takes packed sequences (`position_ids` that restart) or padding (zeros in "
+            "`attention_mask`), not both: leave `attention_mask` out, or use attn_implementation='sdpa'."
+        )
+    else:
+        mask_kwargs["and_mask_function"] = packed_sequence_mask_function(segments)
+    mask_kwargs["attention_mask"] = attention_mask
+
+    masks: dict[str, Any] = {}
+    if "full_attention" in kinds:
+        masks["full_attention"] = create_causal_mask(**mask_kwargs)
+    if "sliding_attention" in kinds:
+        masks["sliding_attention"] = (
+            None if custom else make_band(config, inputs_embeds, attention_mask, past_key_values, segments)
+        )
+        if masks["sliding_attention"] is None:
+            masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs)
+    return masks
+
+
+def is_flash(config: GPT3Config) -> bool:
+    """Whether attention is flash attention, of the package or of a kernel from the Hub."""
+    return "flash" in (config._attn_implementation or "")
+
+
+def make_band(
+    config: GPT3Config,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    segments: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The mask of `banded_attention_forward`, or None where that does not apply or would not pay.
+
+    It applies to SDPA alone. A graph to be exported, which must be right for every length, keeps the dense mask, and a
+    few queries against a cache have no more keys than the window.
+    """
+    if config._attn_implementation != "sdpa" or torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return None
+    assert config.sliding_window is not None and config.layer_types is not None
+    query_length = key_length = inputs_embeds.shape[1]
+    offset = 0
+    if past_key_values is not None:
+        layer_idx = config.layer_types.index("sliding_attention")
+        past_length = past_key_values.get_seq_length(layer_idx)
+        key_length, offset = past_key_values.get_mask_sizes(query_length, layer_idx)
+        if not isinstance(past_length, int) or offset + key_length != past_length + query_length:
+            return None  # room in a static cache that is not filled yet
+    block, _ = block_sizes(config.sliding_window)
+    if key_length <= config.sliding_window or query_length <= block:
+        return None
+    if attention_mask is not None:
+        attention_mask = attention_mask[:, offset : offset + key_length]
+        if not torch.compiler.is_compiling() and bool(attention_mask.all()):
+            attention_mask = None
+    return make_block_mask(
+        config.sliding_window, query_length, key_length, attention_mask, segments, inputs_embeds.device
+    )
+
+
+def find_segments(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Number the packed sequences in each row, (batch, seq); None where no row holds more than one.
+
+    A sequence begins where a position is not the one before plus one. What padding is given as positions does not count.
+    """
+    restarts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
+    if attention_mask is not None:
+        tokens = attention_mask.to(position_ids.device).bool()
+        restarts[:, 1:] = restarts[:, 1:] & tokens[:, 1:] & tokens[:, :-1]
+    if not torch.compiler.is_compiling() and not bool(restarts.any()):
+        return None
+    return restarts.cumsum(dim=-1)
+
+
+def flash_segments(position_ids: torch.Tensor) -> dict[str, Any]:
+    """Where packed sequences begin, as flash attention is told; nothing where no row holds more than one.
+
+    transformers finds them itself only in a batch of one row, and only where they begin at the lowest position.
+    """
+    if torch.compiler.is_compiling() or (segments := find_segments(position_ids, None)) is None:
+        return {}
+    # The rows are one after the other: a row's first token is a start, too.
+    starts = torch.diff(segments, prepend=segments[:, :1] - 1, dim=-1).flatten().nonzero().flatten()
+    bounds = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).to(torch.int32)
+    longest = int(bounds.diff().max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 def eager_attention_forward(
@@ -102,9 +222,13 @@ class GPT3Attention(nn.Module):
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        attention_interface: Callable
+        if attention_mask is not None and attention_mask.ndim == 5:
+            attention_interface = banded_attention_forward
+        else:
+            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
         attn_output, attn_weights = attention_interface(
             self,
             query_states,
@@ -127,6 +251,10 @@ class GPT3MLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = GPT3ResidualLinear(config.intermediate_size, config.hidden_size)
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"Unknown `hidden_act` {config.hidden_act!r}; transformers has {', '.join(sorted(ACT2FN))}."
+            )
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -187,6 +315,17 @@ class GPT3PreTrainedModel(PreTrainedModel):
         "attentions": GPT3Attention,
     }
 
+    @staticmethod
+    def create_masks_for_generate(
+        config: GPT3Config,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """The masks that `generate` prepares outside a compiled forward."""
+        return make_masks(config, inputs_embeds, attention_mask, past_key_values)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -210,6 +349,9 @@ class GPT3Model(GPT3PreTrainedModel):
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.gradient_checkpointing = False
+        # A static cache counts the tokens of a banded layer in Python, which would compile every step of decoding anew.
+        layer_types = config.layer_types or []
+        self.first_dense_layer = layer_types.index("full_attention") if "full_attention" in layer_types else 0
         self.post_init()
 
     @merge_with_config_defaults
@@ -232,7 +374,7 @@ class GPT3Model(GPT3PreTrainedModel):
                 4-D tensor or a dict of them keyed by layer type.
             position_ids: (batch, seq). Default: counted from the 2-D `attention_mask`, so that padding on the left
                 changes nothing; without a mask, from the cache's length. Restart them at 0 to pack several
-                sequences in a row (without `attention_mask` and cache).
+                sequences in a row, which then do not see each other (without a cache).
             past_key_values: Cache of earlier keys and values; banded layers keep only their window.
             inputs_embeds: In place of `input_ids`, (batch, seq, hidden_size).
             use_cache: Return a cache.
@@ -248,7 +390,7 @@ class GPT3Model(GPT3PreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         query_length = inputs_embeds.shape[1]
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past_length = past_key_values.get_seq_length(self.first_dense_layer) if past_key_values is not None else 0
         packed = position_ids is not None and past_key_values is None
         padding_mask = (
             attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
@@ -268,7 +410,8 @@ class GPT3Model(GPT3PreTrainedModel):
                 position_ids = torch.arange(query_length, device=inputs_embeds.device) + past_length
                 position_ids = position_ids.unsqueeze(0)
         device = position_ids.device.type
-        if not torch.compiler.is_compiling() and (device == "cpu" or (packed and device != "meta")):
+        capturing = device == "cuda" and torch.cuda.is_current_stream_capturing()
+        if not torch.compiler.is_compiling() and not capturing and (device == "cpu" or (packed and device != "meta")):
             # Shapes do not tell here. On an accelerator this waits for the device, so only where it must.
             lowest, highest = torch.aminmax(position_ids)
             self._check_length(int(highest) + 1)
@@ -282,17 +425,12 @@ class GPT3Model(GPT3PreTrainedModel):
 
         # `generate` may have prepared the masks already.
         if not isinstance(causal_mask_mapping := attention_mask, dict):
-            mask_kwargs = {
-                "config": self.config,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
-                # Looked at to find packed sequences, so only where there can be some.
-                "position_ids": position_ids if packed else None,
-            }
-            causal_mask_mapping = {
-                layer_type: MASK_MAKERS[layer_type](**mask_kwargs) for layer_type in dict.fromkeys(layer_types)
-            }
+            causal_mask_mapping = make_masks(
+                self.config, inputs_embeds, attention_mask, past_key_values, position_ids if packed else None
+            )
+
+        if packed and causal_mask_mapping[layer_types[0]] is None and is_flash(self.config):
+            kwargs = {**flash_segments(position_ids.expand(inputs_embeds.shape[:2])), **kwargs}
 
         # After the masks: given a cache, even an empty one, their makers do not look for packed sequences.
         if use_cache and past_key_values is None:
@@ -333,7 +471,7 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = GPT3Model(config)
         self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = GPT3LMHead(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @can_return_tuple
@@ -347,19 +485,25 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        """Next-token logits and, with labels, the loss.
+        """Next-token logits or, with labels, the loss.
 
         Args:
             labels: Token ids to predict, (batch, seq), -100 where no loss is wanted; shifted inside. With
                 `logits_to_keep`, the labels of the kept positions.
             logits_to_keep: The last so many positions, or the positions themselves; 0 keeps all.
+            skip_logits: With labels, compute the loss in chunks of tokens and return no logits, which saves most of
+                the memory. Default: `config.skip_logits` in training, no in evaluation.
+            num_items_in_batch: Divides the summed loss, in place of the number of tokens that have one.
+            shift_labels: In place of `labels`, shifted already, (batch, seq).
 
         The other arguments are those of `GPT3Model.forward`.
 
         Returns:
-            `loss` (scalar), `logits` (batch, seq, vocab_size), `past_key_values`, and what was asked to be captured.
+            `loss` (scalar), `logits` (batch, seq, vocab_size) unless skipped, `past_key_values`, and what was asked to
+            be captured.
         """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
@@ -371,11 +515,17 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
-        logits = self.lm_head(hidden_states)
 
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits = loss = None
+        with_loss = labels is not None or kwargs.get("shift_labels") is not None
+        if skip_logits is None:
+            skip_logits = self.training and self.config.skip_logits
+        if with_loss and skip_logits and self._can_skip_logits():
+            loss = self._loss_without_logits(hidden_states, labels, **kwargs)
+        else:
+            logits = self.lm_head(hidden_states)
+            if with_loss:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
 
         return CausalLMOutputWithPast(
             loss=loss,
@@ -384,6 +534,38 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _can_skip_logits(self) -> bool:
+        """Whether the loss is transformers' own, and the head is ours (no adapter around it) and whole on this rank."""
+        own_loss = self.loss_function is ForCausalLMLoss
+        return own_loss and isinstance(self.lm_head, GPT3LMHead) and self.tp_size in (None, 1)
+
+    def _loss_without_logits(
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        ignore_index: int = -100,
+        shift_labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """What `ForCausalLMLoss` returns for the logits of `hidden_states`."""
+        if shift_labels is None:
+            assert labels is not None
+            shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+        loss = self.lm_head(hidden_states, labels=shift_labels, ignore_index=ignore_index)
+        if num_items_in_batch is None:
+            count = (shift_labels != ignore_index).sum().to(loss.device)
+            # Without a single label the mean is not a number, but its gradient is zero.
+            return torch.where(count > 0, loss / count.clamp(min=1), torch.nan)
+        if isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(loss.device)
+        return loss / num_items_in_batch
+
+    def _get_resized_lm_head(self, *args: Any, **kwargs: Any) -> nn.Linear:
+        head = super()._get_resized_lm_head(*args, **kwargs)
+        head.__class__ = GPT3LMHead  # transformers builds a plain Linear
+        return head
 
     def _prepare_generated_length(
         self,

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 an unexpected failure, 2 bad input (with one message that
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -165,14 +166,16 @@ def _convert(arguments: argparse.Namespace) -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    done = convert(
-        arguments.source,
-        arguments.output,
-        arguments.to,
-        dtype=arguments.dtype,
-        overwrite=arguments.overwrite,
-        max_shard_size=arguments.max_shard_size,
-    )
+    # Saving imports what is installed, and DeepSpeed says a word on standard output.
+    with redirect_stdout(sys.stderr):
+        done = convert(
+            arguments.source,
+            arguments.output,
+            arguments.to,
+            dtype=arguments.dtype,
+            overwrite=arguments.overwrite,
+            max_shard_size=arguments.max_shard_size,
+        )
     if arguments.json:
         print(json.dumps({**asdict(done), "output": str(done.output)}))
         return

@@ -220,7 +220,7 @@ def convert(
         parameters=sum(tensor.numel() for tensor in state_dict.values()),
         dtype=str(widest).removeprefix("torch."),
         tokenizer=any((folder / name).is_file() for name in VOCABULARY_FILES),
-        notes=tuple(_notes(config, dtypes)),
+        notes=tuple(_notes(config, target_config, dtypes)),
     )
 
     def write(staging: Path) -> None:
@@ -519,7 +519,7 @@ def _kind_of(config: Any, state_dict: dict[str, torch.Tensor]) -> str:
     return known[architectures[0]]
 
 
-def _notes(config: Any, dtypes: set[torch.dtype]) -> list[str]:
+def _notes(config: Any, target_config: Any, dtypes: set[torch.dtype]) -> list[str]:
     notes = []
     layers = range(config.num_hidden_layers if config.model_type != "gpt3" else 0)
     if factors := {_query_factor(config, layer) for layer in layers} - {1.0}:
@@ -527,6 +527,12 @@ def _notes(config: Any, dtypes: set[torch.dtype]) -> list[str]:
         notes.append(f"the scale of attention is folded into the queries ({'exactly' if exact else 'rounded once'})")
     if getattr(config, "reorder_and_upcast_attn", False):
         notes.append("`reorder_and_upcast_attn` has no equivalent: it changes the rounding in 16 bits, not the model")
+    if target_config.model_type == "gpt2":
+        for field, usual in (("n_inner", None), ("activation_function", "gelu_new")):
+            if (value := getattr(target_config, field)) != usual:
+                notes.append(
+                    f"`{field}` {value}: read by transformers; other readers of GPT-2 (GGUF) assume the usual"
+                )
     if len(dtypes) > 1:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         notes.append(f"stored in several types, which are kept: {names}")
@@ -604,7 +610,7 @@ def _read_weights(folder: Path, source: str | Path) -> dict[str, torch.Tensor]:
     for name in WEIGHTS_FILES:
         stem, suffix = name.split(".")
         if not Path(source).is_dir():
-            folder = _fetch(source, [f"{stem}*.{suffix}", f"{name}.index.json"])
+            folder = _fetch(source, [name, f"{stem}-*-of-*.{suffix}", f"{name}.index.json"])
         names = [name]
         index = folder / f"{name}.index.json"
         if not (folder / name).is_file():

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tiny_models import BANDED, DENSE, TINY, make_ids, make_model, tiny_config
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hfgpt import GPT3Config
+from hfgpt import GPT3Config, GPT3ForCausalLM
 from hfgpt.cli import main
 from hfgpt.model.convert import convert, convert_config, convert_state_dict
 
@@ -141,7 +142,9 @@ def test_gpt2_gives_the_same_logits_as_gpt3(tmp_path, fields):
 )
 def test_dense_gpt3_gives_the_same_logits_as_gpt2_and_returns_bit_for_bit(tmp_path, fields):
     model = make_model(layer_types=DENSE, **fields)
-    convert(saved(model, tmp_path / "gpt3"), tmp_path / "gpt2", "gpt2")
+    done = convert(saved(model, tmp_path / "gpt3"), tmp_path / "gpt2", "gpt2")
+    unusual = {"intermediate_size": "`n_inner` 48: ", "hidden_act": "`activation_function` relu: "}
+    assert [note.split("read by")[0] for note in done.notes] == [unusual[name] for name in fields if name in unusual]
     assert_same_logits(logits_of(GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2")), logits_of(model))
 
     convert(tmp_path / "gpt2", tmp_path / "back", "gpt3")
@@ -514,6 +517,46 @@ def gpt2(tmp_path):
     return saved(make_gpt2(), tmp_path / "gpt2")
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub with the models in `hub/`; what was downloaded of the last one is in `cache/`."""
+
+    def snapshot_download(name, allow_patterns, ignore_patterns):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        files = [str(path.relative_to(tmp_path / "hub" / name)) for path in (tmp_path / "hub" / name).rglob("*.*")]
+        for file in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            shutil.copy(tmp_path / "hub" / name / file, tmp_path / "cache")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("hfgpt.model.convert.snapshot_download", snapshot_download)
+    return tmp_path / "hub"
+
+
+def test_a_model_of_the_hub_is_downloaded_in_one_format(tmp_path, hub):
+    model = make_gpt2()
+    saved(model, hub / "someone/model")
+    torch.save(model.state_dict(), hub / "someone/model/pytorch_model.bin")
+    shutil.copy(hub / "someone/model/model.safetensors", hub / "someone/model/model.fp16.safetensors")
+    (hub / "someone/model/onnx").mkdir()
+    (hub / "someone/model/onnx/config.json").write_text("{}")
+    convert("someone/model", tmp_path / "gpt3", "gpt3")
+    assert_same_logits(logits_of(tmp_path / "gpt3"), logits_of(model))
+    files = ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == files
+
+    shutil.rmtree(tmp_path / "cache")
+    (hub / "someone/model/model.safetensors").unlink()
+    convert("someone/model", tmp_path / "gpt3", "gpt3", overwrite=True)
+    assert_same_logits(logits_of(tmp_path / "gpt3"), logits_of(model))
+
+
+def test_what_cannot_be_converted_is_refused_before_its_weights_are_downloaded(tmp_path, hub):
+    saved(make_model(), hub / "someone/banded")
+    with pytest.raises(ValueError, match="layers 1, 3"):
+        convert("someone/banded", tmp_path / "gpt2", "gpt2")
+    assert not list((tmp_path / "cache").glob("*.safetensors"))
+
+
 def run_convert(*words):
     return main(["convert", *map(str, words)])
 
@@ -528,7 +571,14 @@ def test_the_command_says_what_it_did(tmp_path, gpt2, capsys):
     logits_of(tmp_path / "deep" / "gpt3")
 
 
-def test_the_command_as_json_prints_nothing_else(tmp_path, gpt2, capsys):
+def test_the_command_as_json_prints_nothing_else(tmp_path, gpt2, capsys, monkeypatch):
+    write = GPT3ForCausalLM.save_pretrained
+
+    def write_and_chatter(*arguments, **keywords):
+        print("a library's word")
+        write(*arguments, **keywords)
+
+    monkeypatch.setattr(GPT3ForCausalLM, "save_pretrained", write_and_chatter)
     assert run_convert(gpt2, tmp_path / "gpt3", "--to", "gpt3", "--dtype", "float16", "--json") == 0
     done = json.loads(capsys.readouterr().out)
     assert done["output"] == str(tmp_path / "gpt3") and done["dtype"] == "float16" and done["tensors"] == 68

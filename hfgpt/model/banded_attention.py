@@ -44,8 +44,8 @@ def make_block_mask(
         segments: (batch, key_length), equal for tokens of one packed sequence; without a cache only.
 
     Returns:
-        Booleans (batch or 1, blocks, 1, block, reach), true where a query sees a key. A query that would see none, as
-        padding on the left would, sees every key within reach: softmax over nothing is not a number.
+        Booleans (batch or 1, blocks, 1, block, reach), true where a query sees a key. SDPA gives zeros to a query that
+        sees none, as padding on the left does.
     """
     block, look_back = block_sizes(sliding_window)
     blocks = -(-query_length // block)
@@ -65,8 +65,6 @@ def make_block_mask(
     if segments is not None:
         keys_of = by_block(segments, -1, -1)
         mask = mask & (keys_of[:, :, -block:, None] == keys_of[:, :, None, :])
-    if key_mask is not None or segments is not None:
-        mask = mask | ~mask.any(dim=-1, keepdim=True)
     return mask.unsqueeze(2)
 
 

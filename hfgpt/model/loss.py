@@ -14,9 +14,11 @@ from torch.autograd.function import once_differentiable
 
 
 # Logits held at a time, in the dtype of the product: large enough for products at full speed, small beside a model.
-CHUNK_BYTES = 2**27
-# Rows of a chunk that go through softmax at once on a CPU, so that they stay in its cache.
+CHUNK_BYTES = 2**26
+# On a CPU, so that they stay in its caches: rows of a chunk that go through softmax at once, and words whose gradients
+# are added up at once.
 CACHED_ROWS = 16
+CACHED_WORDS = 4096
 
 
 class GPT3LMHead(nn.Linear):
@@ -27,29 +29,43 @@ class GPT3LMHead(nn.Linear):
     """
 
     def forward(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor | None = None, ignore_index: int = -100
+        self,
+        hidden_states: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        ignore_index: int = -100,
     ) -> torch.Tensor:
-        """Logits (..., vocab_size) or, with labels of the same leading shape, their summed cross entropy (scalar)."""
+        """Logits (..., vocab_size) or, with labels of the same leading shape, the loss (scalar)."""
         if labels is None:
             return super().forward(hidden_states)
-        return chunked_cross_entropy(hidden_states, self.weight, labels, ignore_index)
+        return chunked_cross_entropy(hidden_states, self.weight, labels, num_items_in_batch, ignore_index)
 
 
 def chunked_cross_entropy(
-    hidden_states: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, ignore_index: int = -100
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    ignore_index: int = -100,
 ) -> torch.Tensor:
-    """Sum over tokens of the cross entropy of `hidden_states @ weight.T`, in float32.
+    """Cross entropy of the logits `hidden_states @ weight.T`: a float32 scalar that can be differentiated once.
 
     Args:
         hidden_states: (..., hidden_size).
         weight: (vocab_size, hidden_size).
         labels: Word ids, of the leading shape of `hidden_states`; `ignore_index` where there is no loss.
+        num_items_in_batch: What the sum over tokens is divided by. Default: the number of tokens with a loss.
 
     Products are in the autocast dtype where autocast is on, else in that of `hidden_states`; softmax and sums are in
-    float32. It can be differentiated once.
+    float32.
     """
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
     labels = labels.reshape(-1).to(hidden_states.device)
+    kept = (labels != ignore_index).sum()
+    if num_items_in_batch is None:
+        divisor = kept.clamp(min=1)
+    else:
+        divisor = torch.as_tensor(num_items_in_batch, device=hidden_states.device)
     if not torch.compiler.is_compiling():
         # Tokens without a loss are not paid for; in fine-tuning they are most. A graph needs fixed shapes.
         rows = (labels != ignore_index).nonzero().squeeze(-1)
@@ -57,7 +73,13 @@ def chunked_cross_entropy(
             hidden_states, labels = hidden_states[rows], labels[rows]
     device = hidden_states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
-    return _ChunkedCrossEntropy.apply(hidden_states, weight, labels, ignore_index, dtype, torch.is_grad_enabled())
+    loss = _ChunkedCrossEntropy.apply(
+        hidden_states, weight, labels, divisor, ignore_index, dtype, torch.is_grad_enabled()
+    )
+    if num_items_in_batch is None:
+        # The mean over no tokens is not a number; its gradient is zero.
+        loss = torch.where(kept > 0, loss, torch.nan)
+    return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -67,6 +89,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden_states: torch.Tensor,
         weight: torch.Tensor,
         labels: torch.Tensor,
+        divisor: torch.Tensor,
         ignore_index: int,
         dtype: torch.dtype,
         with_gradients: bool,
@@ -79,60 +102,78 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunks = max(-(-tokens * vocab_size * matrix.element_size() // CHUNK_BYTES), 1)
             size = max(-(-tokens // chunks), 1)
             loss = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-            hidden_gradient = torch.empty_like(inputs) if needs_hidden else None
-            weight_gradient = None
-            for start in range(0, tokens, size):
+            # The gradients are sums of many terms: kept in float32, and divided at the end, out of float16's gaps.
+            hidden_gradient = torch.empty_like(inputs, dtype=torch.float32) if needs_hidden else None
+            weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+            # Counted in chunks: a compiled graph is then bound to their number, and not to that of the tokens.
+            for index in range(chunks):
+                start = index * size
                 chunk = inputs[start : start + size]
-                chunk_labels = labels[start : start + size]
                 logits = chunk @ matrix.t()
-                loss += _cross_entropy_(logits, chunk_labels, ignore_index, needs_hidden or needs_weight)
-                # From here `logits` holds the gradient of the loss with respect to the logits.
+                loss += _cross_entropy_(
+                    logits, labels[start : start + size], ignore_index, needs_hidden or needs_weight
+                )
+                # From here `logits` holds the gradient of the summed loss with respect to the logits.
                 if hidden_gradient is not None:
                     hidden_gradient[start : start + size] = logits @ matrix
-                if needs_weight:
-                    product = logits.t() @ chunk
-                    if weight_gradient is None:
-                        weight_gradient = product if chunks == 1 else product.float()
-                    else:
-                        weight_gradient += product
-        if needs_weight:
-            weight_gradient = torch.zeros_like(weight) if weight_gradient is None else weight_gradient
-            weight_gradient = weight_gradient.to(weight.dtype)
-        ctx.hidden_dtype = hidden_states.dtype
+                if weight_gradient is not None:
+                    _add_product_(weight_gradient, logits.t(), chunk)
+                del logits
+        if hidden_gradient is not None:
+            hidden_gradient = hidden_gradient.div_(divisor).to(hidden_states.dtype)
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.div_(divisor).to(weight.dtype)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
-        return loss
+        return loss / divisor
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
-        if hidden_gradient is not None:
-            hidden_gradient = (hidden_gradient * gradient.to(hidden_gradient.dtype)).to(ctx.hidden_dtype)
-        if weight_gradient is not None:
-            weight_gradient = weight_gradient * gradient.to(weight_gradient.dtype)
-        return hidden_gradient, weight_gradient, None, None, None, None
+        gradients = ctx.saved_tensors
+        # A trainer calls loss.backward(): nothing to scale. Only a CPU can look without waiting.
+        if torch.compiler.is_compiling() or gradient.device.type != "cpu" or gradient.item() != 1.0:
+            gradients = [None if saved is None else saved * gradient.to(saved.dtype) for saved in gradients]
+        return gradients[0], gradients[1], None, None, None, None, None
 
 
 def _cross_entropy_(
     logits: torch.Tensor, labels: torch.Tensor, ignore_index: int, with_gradient: bool
 ) -> torch.Tensor:
     """Summed cross entropy of `logits` (tokens, vocab_size), which is overwritten by its gradient if asked for."""
-    in_blocks = logits.device.type == "cpu" and not torch.compiler.is_compiling()
-    rows = CACHED_ROWS if in_blocks else max(logits.shape[0], 1)
+    tokens = logits.shape[0]
+    in_blocks = _in_blocks(logits)
+    rows = CACHED_ROWS if in_blocks else tokens
     kept = labels != ignore_index
     targets = labels.masked_fill(~kept, 0).unsqueeze(-1)
+    minus_one = torch.full_like(targets, -1, dtype=torch.float32)
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
-    for start in range(0, logits.shape[0], rows):
+    for start in range(0, tokens, rows) if in_blocks else (0,):
         block = slice(start, start + rows)
         scores = logits[block].float()
         probabilities = torch.softmax(scores, dim=-1)
         # log-sum-exp from the likeliest word, whose probability is never too small for a logarithm.
-        likeliest = probabilities.amax(dim=-1)
-        losses = scores.amax(dim=-1) - likeliest.log() - scores.gather(-1, targets[block]).squeeze(-1)
+        log_sum = scores.amax(dim=-1) - probabilities.amax(dim=-1).log()
+        losses = log_sum - scores.gather(-1, targets[block]).squeeze(-1)
         loss += losses.masked_fill(~kept[block], 0.0).sum()
         if with_gradient:
-            probabilities.scatter_add_(-1, targets[block], -torch.ones_like(targets[block], dtype=torch.float32))
+            probabilities.scatter_add_(-1, targets[block], minus_one[block])
             if torch.compiler.is_compiling():
+                # Elsewhere tokens without a loss have been taken out.
                 probabilities = probabilities.masked_fill(~kept[block].unsqueeze(-1), 0.0)
             logits[block] = probabilities
     return loss
+
+
+def _add_product_(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """`total += left @ right`, with the sum in the dtype of `total`."""
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+        return
+    rows = CACHED_WORDS if _in_blocks(total) else total.shape[0]
+    for start in range(0, total.shape[0], rows):
+        total[start : start + rows] += left[start : start + rows] @ right
+
+
+def _in_blocks(tensor: torch.Tensor) -> bool:
+    """Whether to work in blocks that fit the caches of a CPU; a compiler does that by itself."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

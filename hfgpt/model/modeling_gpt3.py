@@ -56,7 +56,7 @@ def make_masks(
         position_ids: (batch, seq), where they may restart, as those of packed sequences do. Not with a cache.
     """
     kinds = dict.fromkeys(config.layer_types or ())
-    custom = attention_mask is not None and attention_mask.ndim != 2
+    custom = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
     segments = None
     if position_ids is not None and past_key_values is None and not custom:
         segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
@@ -223,7 +223,7 @@ class GPT3Attention(nn.Module):
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
         attention_interface: Callable
-        if attention_mask is not None and attention_mask.ndim == 5:
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 5:
             attention_interface = banded_attention_forward
         else:
             attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -420,8 +420,13 @@ class GPT3Model(GPT3PreTrainedModel):
 
         layer_types = self.config.layer_types
         assert layer_types is not None
-        hidden_states = inputs_embeds + self.embed_positions(position_ids).to(inputs_embeds.device)
-        hidden_states = nn.functional.dropout(hidden_states, p=self.config.embedding_dropout, training=self.training)
+        hidden_states = inputs_embeds
+        # Under pipeline parallelism a later stage holds placeholders for the first layers, and is given hidden states.
+        if not isinstance(self.layers[0], nn.Identity):
+            hidden_states = hidden_states + self.embed_positions(position_ids).to(hidden_states.device)
+            hidden_states = nn.functional.dropout(
+                hidden_states, p=self.config.embedding_dropout, training=self.training
+            )
 
         # `generate` may have prepared the masks already.
         if not isinstance(causal_mask_mapping := attention_mask, dict):
@@ -553,19 +558,29 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         if shift_labels is None:
             assert labels is not None
             shift_labels = nn.functional.pad(labels, (0, 1), value=ignore_index)[..., 1:]
-        loss = self.lm_head(hidden_states, labels=shift_labels, ignore_index=ignore_index)
-        if num_items_in_batch is None:
-            count = (shift_labels != ignore_index).sum().to(loss.device)
-            # Without a single label the mean is not a number, but its gradient is zero.
-            return torch.where(count > 0, loss / count.clamp(min=1), torch.nan)
-        if isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(loss.device)
-        return loss / num_items_in_batch
+        return self.lm_head(
+            hidden_states, labels=shift_labels, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index
+        )
 
     def _get_resized_lm_head(self, *args: Any, **kwargs: Any) -> nn.Linear:
         head = super()._get_resized_lm_head(*args, **kwargs)
         head.__class__ = GPT3LMHead  # transformers builds a plain Linear
         return head
+
+    def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
+        """Speculate no further than the last position: prompt lookup does not look where the model ends."""
+        generator = super()._get_candidate_generator(*args, **kwargs)
+        propose, limit = generator.get_candidates, self.config.max_position_embeddings
+
+        def propose_within_limit(*args: Any, **kwargs: Any) -> Any:
+            input_ids, logits = propose(*args, **kwargs)
+            beyond = input_ids.shape[1] - limit
+            if beyond > 0:
+                input_ids, logits = input_ids[:, :-beyond], None if logits is None else logits[:, :-beyond]
+            return input_ids, logits
+
+        generator.get_candidates = propose_within_limit
+        return generator
 
     def _prepare_generated_length(
         self,

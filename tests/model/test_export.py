@@ -12,13 +12,15 @@ from tiny_models import TINY, make_ids, make_model
 from torch import nn
 from torch.export import Dim
 
+from hfgpt.model.banded_attention import block_sizes
+
 
 LIMIT = TINY["max_position_embeddings"]
 WINDOW = TINY["sliding_window"]
-EXAMPLE = (2, 12)
+EXAMPLE = (2, 20)
 # Batch and length: of one row, below the window, above it, of all positions.
 OTHERS = [(1, 40), (3, WINDOW - 3), (2, LIMIT)]
-assert EXAMPLE[1] > WINDOW
+assert EXAMPLE[1] > block_sizes(WINDOW)[0]  # or a graph of the blocked band would not be noticed
 
 
 def small_model(**overrides):

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 
-Run = Callable[[], "float | None"]
+# Runs once. May return figures, among them the `seconds` that count if those are not the whole run's.
+Run = Callable[[], "dict[str, Any] | None"]
 
 
 def add_arguments(parser: argparse.ArgumentParser, rounds: int) -> None:
@@ -37,8 +38,7 @@ class Peer:
 
     Args:
         name: As printed.
-        build: A function at a module's top level; its result is called to run once, and may return the seconds that
-            count if those are not the whole run's. It gets `options` and `device`.
+        build: A function at a module's top level; it gets `options` and `device`, and its result is called to run.
     """
 
     def __init__(self, name: str, build: Callable[..., Run], options: dict[str, Any], device: str, threads: int):
@@ -50,7 +50,7 @@ class Peer:
         theirs.close()
 
     def ask(self, request: str) -> Any:
-        """The peer's answer to "run" (seconds) or "memory" (bytes, highest so far)."""
+        """The peer's answer to "run" (its figures) or "memory" (bytes: highest so far, and how much of it by running)."""
         self.connection.send(request)
         try:
             status, answer = self.connection.recv()
@@ -74,17 +74,17 @@ def _serve(connection: Any, build: Callable[..., Run], options: dict[str, Any], 
     torch.manual_seed(0)
     try:
         run = build(device=device, **options)
+        built = torch.cuda.memory_allocated() if device == "cuda" else resident_bytes("VmRSS")
         while True:
-            request = connection.recv()
-            if request == "memory":
-                memory = torch.cuda.max_memory_allocated() if device == "cuda" else peak_resident_bytes()
-                connection.send(("ok", memory))
+            if connection.recv() == "memory":
+                peak = torch.cuda.max_memory_allocated() if device == "cuda" else resident_bytes("VmHWM")
+                connection.send(("ok", {"peak_memory_bytes": peak, "added_memory_bytes": peak - built}))
                 continue
             _synchronize(device)
             start = time.perf_counter()
-            seconds = run()
+            figures = run() or {}
             _synchronize(device)
-            connection.send(("ok", time.perf_counter() - start if seconds is None else seconds))
+            connection.send(("ok", {"seconds": time.perf_counter() - start, **figures}))
     except EOFError:
         return
     except Exception as error:
@@ -98,13 +98,14 @@ def _synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def peak_resident_bytes() -> int:
-    """Highest resident memory of this process (Linux: what `getrusage` says includes its parent's before exec)."""
+def resident_bytes(field: str) -> int:
+    """Resident memory of this process, now (`VmRSS`) or the highest so far (`VmHWM`).
+
+    Not by `getrusage`, whose maximum includes the parent's before exec. Elsewhere than on Linux there is only that.
+    """
     status = Path("/proc/self/status")
     if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -119,8 +120,9 @@ def compare(
     """Run peers in turn, the first being the one that the others are compared with.
 
     Returns:
-        For each peer: name, seconds (median), peak_memory_bytes, and time_ratio: its seconds over the first one's, the
-        median over rounds with the lowest and highest. A peer that fails has `error` instead.
+        For each peer its name and last figures; seconds (median); peak_memory_bytes, and added_memory_bytes, by how
+        much the peak is above what was there before the first run; and time_ratio, its seconds over the first peer's:
+        the median over rounds, the lowest and the highest. A peer that fails has `error` instead.
     """
     device = pick_device(arguments.device)
     results: list[dict[str, Any]] = [{"name": name} for name, _, _ in peers]
@@ -134,15 +136,16 @@ def compare(
                 if peer is None:
                     continue
                 try:
-                    seconds = peer.ask("run")
+                    figures = peer.ask("run")
                 except RuntimeError as error:
                     print(error, file=sys.stderr)
                     results[index]["error"] = str(error)
                     peer.close()
                     running[index] = None
                     continue
+                results[index].update(figures)
                 if turn >= warmup:
-                    times[index].append(seconds)
+                    times[index].append(figures["seconds"])
             if sys.stderr.isatty():
                 print(f"\rround {turn + 1} of {warmup + arguments.rounds}", end="", file=sys.stderr)
         if sys.stderr.isatty():
@@ -151,7 +154,7 @@ def compare(
             if peer is None:
                 continue
             results[index]["seconds"] = statistics.median(times[index])
-            results[index]["peak_memory_bytes"] = peer.ask("memory")
+            results[index].update(peer.ask("memory"))
             if running[0] is not None:
                 ratios = [mine / first for mine, first in zip(times[index], times[0])]
                 results[index]["time_ratio"] = [statistics.median(ratios), min(ratios), max(ratios)]
@@ -176,10 +179,13 @@ def _cuda_is_available() -> bool:
     return torch.cuda.is_available()
 
 
-def describe(device: str) -> dict[str, str]:
-    """Device and versions, for the head of a table."""
+def describe(device: str, sizes: dict[str, int]) -> dict[str, Any]:
+    """Device, versions and sizes: printed, and returned for the record."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_describe, (device,))
+        machine = pool.apply(_describe, (device,))
+    for described in (machine, sizes):
+        print(", ".join(f"{name} {value}" for name, value in described.items()))
+    return {**machine, **sizes}
 
 
 def _describe(device: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Training step: GPT-3 beside transformers' own GPT-2 (sdpa) and GPT-Neo (its one implementation).
 
     python benchmarks/training.py                          # 6 layers x 384, float32 and bf16, T = 512, 1024, 2048
-    python benchmarks/training.py --preset gpt3-125m --batch-tokens 16384     # on a GPU
+    python benchmarks/training.py --preset gpt3-125m --batch-tokens 16384    # on a GPU
 
 A step is forward with labels, backward, and fused AdamW over random tokens. bf16 is autocast over float32 weights, as
 with `bf16: true` in the Trainer. On a GPU every peer also runs compiled, and GPT-3 with flex and flash attention.
@@ -95,18 +95,17 @@ def flops_per_token(sizes: dict[str, int], length: int) -> float:
     return 6 * weights + 12 * layers * width * length
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048], metavar="T")
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
-    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens in a step (default: 2048)")
+def add_sizes(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say how large the models are."""
     parser.add_argument("--preset", help="sizes of one of the paper's models, such as gpt3-125m")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--vocab", type=int, default=50257)
-    add_arguments(parser, rounds=5)
-    arguments = parser.parse_args()
+
+
+def read_sizes(arguments: argparse.Namespace) -> dict[str, int]:
+    """The sizes asked for."""
     sizes = {name: getattr(arguments, name) for name in ("layers", "hidden", "heads", "vocab")}
     if arguments.preset:
         from hfgpt import GPT3Config
@@ -117,10 +116,20 @@ def main() -> None:
             "hidden": config.hidden_size,
             "heads": config.num_attention_heads,
         }
+    return sizes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048], metavar="T")
+    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bf16"], default=["float32", "bf16"])
+    parser.add_argument("--batch-tokens", type=int, default=2048, help="tokens in a step (default: 2048)")
+    add_sizes(parser)
+    add_arguments(parser, rounds=5)
+    arguments = parser.parse_args()
+    sizes = read_sizes(arguments)
     device = pick_device(arguments.device)
-    machine = describe(device)
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"{sizes['layers']} layers x {sizes['hidden']}, {sizes['heads']} heads, vocabulary {sizes['vocab']:,}")
+    machine = describe(device, sizes)
     variants = [("GPT-2, sdpa", "gpt2", "sdpa", False), ("GPT-Neo", "gpt_neo", "eager", False)]
     variants.append(("GPT-3, sdpa", "gpt3", "sdpa", False))
     if device == "cuda":
@@ -141,31 +150,23 @@ def main() -> None:
                 options = {"kind": kind, "attention": attention, "compiled": compiled, "dtype": dtype}
                 peers.append((name, build_step, {**options, "sizes": sizes, "batch": batch, "length": length}))
             rows = compare(peers, arguments, warmup=3 if device == "cuda" else 1)
-            tokens = batch * length
-            memory = rows[0].get("peak_memory_bytes", 0)
+            for row in rows:
+                if "seconds" in row:
+                    row["tokens_per_second"] = batch * length / row["seconds"]
+                    row["memory_ratio"] = row["peak_memory_bytes"] / rows[0].get("peak_memory_bytes", 1)
+                    if peak_flops is not None and dtype == "bf16":
+                        row["utilisation"] = row["tokens_per_second"] * flops_per_token(sizes, length) / peak_flops
             columns: dict[str, Callable[[dict[str, Any]], str]] = {
                 "training step": lambda row: row["name"],
-                "tokens/s": lambda row: f"{tokens / row['seconds']:,.0f}",
+                "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
                 "speed / GPT-2's": lambda row: ratio(row["time_ratio"], inverse=True),
                 "peak memory, GiB": lambda row: f"{row['peak_memory_bytes'] / 2**30:.2f}",
-                "memory / GPT-2's": lambda row: f"{row['peak_memory_bytes'] / memory:.2f}",
+                "memory / GPT-2's": lambda row: f"{row['memory_ratio']:.2f}",
             }
             if peak_flops is not None and dtype == "bf16":
-                rate = tokens * flops_per_token(sizes, length) / peak_flops
-                columns["model-FLOPs utilisation"] = lambda row: f"{rate / row['seconds']:.1%}"
+                columns["model-FLOPs utilisation"] = lambda row: f"{row['utilisation']:.1%}"
             report(f"{dtype}, batch {batch} x {length:,}", rows, columns)
-            save(
-                arguments.json,
-                {
-                    "benchmark": "training",
-                    **machine,
-                    **sizes,
-                    "dtype": dtype,
-                    "batch": batch,
-                    "length": length,
-                    "rows": rows,
-                },
-            )
+            save(arguments.json, {"benchmark": "training", **machine, "dtype": dtype, "length": length, "rows": rows})
 
 
 if __name__ == "__main__":

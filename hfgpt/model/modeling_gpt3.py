@@ -222,6 +222,19 @@ class GPT3Attention(nn.Module):
         if past_key_values is not None:
             key_states, value_states = past_key_values.update(key_states, value_states, self.layer_idx)
 
+        attn_output, attn_weights = self.attend(query_states, key_states, value_states, attention_mask, **kwargs)
+        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
+        return self.o_proj(attn_output), attn_weights
+
+    def attend(
+        self,
+        query_states: torch.Tensor,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The context (B, Q, H, D) of queries (B, H, Q, D) over keys and values (B, H, K, D), and weights where given."""
         attention_interface: Callable
         if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 5:
             attention_interface = banded_attention_forward
@@ -229,7 +242,7 @@ class GPT3Attention(nn.Module):
             attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
                 self.config._attn_implementation, eager_attention_forward
             )
-        attn_output, attn_weights = attention_interface(
+        return attention_interface(
             self,
             query_states,
             key_states,
@@ -240,8 +253,6 @@ class GPT3Attention(nn.Module):
             sliding_window=self.sliding_window,
             **kwargs,
         )
-        attn_output = attn_output.reshape(*input_shape, -1).contiguous()
-        return self.o_proj(attn_output), attn_weights
 
 
 class GPT3MLP(nn.Module):

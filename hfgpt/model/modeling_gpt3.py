@@ -37,6 +37,7 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .banded_attention import banded_attention_forward, block_sizes, make_block_mask
+from .cache import let_grow
 from .configuration_gpt3 import GPT3Config
 from .loss import GPT3LMHead
 
@@ -56,38 +57,45 @@ def make_masks(
         position_ids: (batch, seq), where they may restart, as those of packed sequences do. Not with a cache.
     """
     kinds = dict.fromkeys(config.layer_types or ())
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     custom = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-    segments = None
-    if position_ids is not None and past_key_values is None and not custom:
-        segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
+    if attention_mask is not None and not custom and not tracing and bool(attention_mask.all()):
+        attention_mask = None  # looked at once, here, and not for each kind of layer
     mask_kwargs: dict[str, Any] = {
         "config": config,
         "inputs_embeds": inputs_embeds,
+        "attention_mask": attention_mask,
         "past_key_values": past_key_values,
     }
-    if segments is None or attention_mask is None:
-        # Looked at by transformers where there is no mask, to find the same segments.
-        mask_kwargs["position_ids"] = position_ids if segments is not None else None
-    elif not torch.compiler.is_compiling() and bool(attention_mask.all()):
-        # Collators add a mask of ones out of habit.
-        attention_mask, mask_kwargs["position_ids"] = None, position_ids
-    elif is_flash(config):
+    segments = None
+    if position_ids is not None and past_key_values is None and not custom:
+        segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
+    if segments is not None and attention_mask is None:
+        mask_kwargs["position_ids"] = position_ids  # transformers finds the same segments
+    elif segments is not None and not tracing and is_flash(config):
         raise ValueError(
             "Flash attention takes packed sequences (`position_ids` that restart) or padding (zeros in "
             "`attention_mask`), not both: leave `attention_mask` out, or use attn_implementation='sdpa'."
         )
-    else:
+    elif segments is not None:
         mask_kwargs["and_mask_function"] = packed_sequence_mask_function(segments)
-    mask_kwargs["attention_mask"] = attention_mask
 
     masks: dict[str, Any] = {}
     if "full_attention" in kinds:
         masks["full_attention"] = create_causal_mask(**mask_kwargs)
     if "sliding_attention" in kinds:
-        masks["sliding_attention"] = (
-            None if custom else make_band(config, inputs_embeds, attention_mask, past_key_values, segments)
-        )
-        if masks["sliding_attention"] is None:
+        window, query_length = config.sliding_window, inputs_embeds.shape[1]
+        assert window is not None
+        lengths = None if custom else measure_band(config, query_length, past_key_values)
+        if lengths is not None and query_length == 1 and lengths[0] <= window and attention_mask is None:
+            masks["sliding_attention"] = None  # a step of decoding: the cache holds what the query sees
+        elif lengths is not None and lengths[0] > window and query_length > block_sizes(window)[0]:
+            key_length, offset = lengths
+            key_mask = None if attention_mask is None else attention_mask[:, offset : offset + key_length]
+            masks["sliding_attention"] = make_block_mask(
+                window, query_length, key_length, key_mask, segments, inputs_embeds.device
+            )
+        else:
             masks["sliding_attention"] = create_sliding_window_causal_mask(**mask_kwargs)
     return masks
 
@@ -97,39 +105,23 @@ def is_flash(config: GPT3Config) -> bool:
     return "flash" in (config._attn_implementation or "")
 
 
-def make_band(
-    config: GPT3Config,
-    inputs_embeds: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
-    segments: torch.Tensor | None,
-) -> torch.Tensor | None:
-    """The mask of `banded_attention_forward`, or None where that does not apply or would not pay.
+def measure_band(config: GPT3Config, query_length: int, past_key_values: Cache | None) -> tuple[int, int] | None:
+    """Number of keys a banded layer will be given, and how many came before them, where SDPA may take it in blocks.
 
-    It applies to SDPA alone. A graph to be exported, which must be right for every length, keeps the dense mask, and a
-    few queries against a cache have no more keys than the window.
+    None for other implementations, for a graph to be exported, which must be right for every length and keeps the
+    dense mask, and for a static cache with room that is not filled yet.
     """
     if config._attn_implementation != "sdpa" or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return None
-    assert config.sliding_window is not None and config.layer_types is not None
-    query_length = key_length = inputs_embeds.shape[1]
-    offset = 0
-    if past_key_values is not None:
-        layer_idx = config.layer_types.index("sliding_attention")
-        past_length = past_key_values.get_seq_length(layer_idx)
-        key_length, offset = past_key_values.get_mask_sizes(query_length, layer_idx)
-        if not isinstance(past_length, int) or offset + key_length != past_length + query_length:
-            return None  # room in a static cache that is not filled yet
-    block, _ = block_sizes(config.sliding_window)
-    if key_length <= config.sliding_window or query_length <= block:
+    if past_key_values is None:
+        return query_length, 0
+    assert config.layer_types is not None
+    layer_idx = config.layer_types.index("sliding_attention")
+    past_length = past_key_values.get_seq_length(layer_idx)
+    key_length, offset = past_key_values.get_mask_sizes(query_length, layer_idx)
+    if not isinstance(past_length, int) or offset + key_length != past_length + query_length:
         return None
-    if attention_mask is not None:
-        attention_mask = attention_mask[:, offset : offset + key_length]
-        if not torch.compiler.is_compiling() and bool(attention_mask.all()):
-            attention_mask = None
-    return make_block_mask(
-        config.sliding_window, query_length, key_length, attention_mask, segments, inputs_embeds.device
-    )
+    return key_length, offset
 
 
 def find_segments(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -180,8 +172,14 @@ def eager_attention_forward(
     return attn_output, attn_weights
 
 
-class GPT3ResidualLinear(nn.Linear):
-    """A Linear that ends a residual branch. The type is how `_init_weights` knows to scale it down."""
+def make_residual_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A Linear that ends a residual branch, marked so that `_init_weights` scales it down.
+
+    A mark and not a subclass: quantizers convert what is exactly a Linear.
+    """
+    linear = nn.Linear(in_features, out_features)
+    linear.ends_residual_branch = True
+    return linear
 
 
 class GPT3Attention(nn.Module):
@@ -203,7 +201,7 @@ class GPT3Attention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.o_proj = GPT3ResidualLinear(config.hidden_size, config.hidden_size)
+        self.o_proj = make_residual_linear(config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -260,8 +258,9 @@ class GPT3MLP(nn.Module):
 
     def __init__(self, config: GPT3Config):
         super().__init__()
+        assert config.intermediate_size is not None  # derived by the config
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = GPT3ResidualLinear(config.intermediate_size, config.hidden_size)
+        self.down_proj = make_residual_linear(config.intermediate_size, config.hidden_size)
         if config.hidden_act not in ACT2FN:
             raise ValueError(
                 f"Unknown `hidden_act` {config.hidden_act!r}; transformers has {', '.join(sorted(ACT2FN))}."
@@ -342,7 +341,7 @@ class GPT3PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         # At the leaf, not at its parent: a parent's second initialisation of its child is skipped once the child
         # is flagged as initialised, and under ZeRO-3 only the module's own parameters are gathered.
-        if isinstance(module, GPT3ResidualLinear):
+        if getattr(module, "ends_residual_branch", False):
             std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
             init.normal_(module.weight, mean=0.0, std=std)
 
@@ -451,6 +450,7 @@ class GPT3Model(GPT3PreTrainedModel):
         # After the masks: given a cache, even an empty one, their makers do not look for packed sequences.
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+            let_grow(past_key_values)
 
         for layer_type, decoder_layer in zip(layer_types, self.layers[: self.config.num_hidden_layers]):
             hidden_states = decoder_layer(
@@ -577,6 +577,15 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         head = super()._get_resized_lm_head(*args, **kwargs)
         head.__class__ = GPT3LMHead  # transformers builds a plain Linear
         return head
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        given = model_kwargs.get("past_key_values")
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if given is None and cache is not None:
+            let_grow(cache)
 
     def _get_candidate_generator(self, *args: Any, **kwargs: Any) -> Any:
         """Speculate no further than the last position: prompt lookup does not look where the model ends."""

@@ -192,10 +192,7 @@ def test_early_exit_decoding_gives_what_full_forwards_give():
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(
-            {"prompt_lookup_num_tokens": 10},
-            marks=pytest.mark.xfail(strict=True, reason="prompt lookup proposes candidates past the last position"),
-        ),
+        {"prompt_lookup_num_tokens": 10},
         {"assistant_model": True},
         {"assistant_early_exit": 2},
     ],

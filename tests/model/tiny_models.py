@@ -5,11 +5,13 @@ Plain functions in a module of their own: a second conftest.py would hide tests/
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import logging as transformers_logging
 
 from hfgpt import GPT3Config, GPT3ForCausalLM
@@ -53,6 +55,23 @@ def make_model(**overrides: Any) -> GPT3ForCausalLM:
 def make_ids(batch: int, length: int, vocab_size: int = TINY["vocab_size"], seed: int = 2) -> torch.Tensor:
     """Random token ids, (batch, length), the same at every call."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def largest_tensor(run: Callable[[], Any]) -> int:
+    """Elements of the largest tensor that any operation of `run` returns."""
+
+    class Watch(TorchDispatchMode):
+        largest = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            Watch.largest = max([Watch.largest, *sizes])
+            return result
+
+    with Watch() as watch:
+        run()
+    return watch.largest
 
 
 class _Collector(logging.Handler):

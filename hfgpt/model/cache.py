@@ -30,12 +30,12 @@ class GrowingLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append keys and values, (batch, heads, new tokens, head_dim); returns all of them."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            # Gradients need the tensors as they were, and a compiler's guards their sizes.
-            self.room = None
-            return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or key_states.dtype != self.keys.dtype:
+            # Gradients need the tensors as they were, a compiler's guards their sizes, and another dtype may be wider.
+            self.room = None
+            return super().update(key_states, value_states, *args, **kwargs)
         held = self.get_seq_length()
         length = held + key_states.shape[-2]
         if not self._fits(length):
@@ -52,7 +52,7 @@ class GrowingLayer(DynamicLayer):
 
     def _fits(self, length: int) -> bool:
         """Whether `keys` and `values` are still the beginning of the room, and there is enough of it."""
-        if self.room is None:
+        if self.room is None or (self.room[0].is_inference() and not torch.is_inference_mode_enabled()):
             return False
         return all(
             view.data_ptr() == room.data_ptr() and view.stride() == room.stride() and room.shape[-2] >= length

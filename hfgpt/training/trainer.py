@@ -88,7 +88,7 @@ class PretrainingTrainer(Trainer):
             inputs["labels"][max(len(dataset) - first, 0) :] = IGNORE_INDEX
             tokens = inputs["labels"][:, 1:].ne(IGNORE_INDEX).sum()
             with self.compute_loss_context_manager():
-                loss = model(**inputs, use_cache=False, num_items_in_batch=1).loss
+                loss = model(**inputs, use_cache=False, num_items_in_batch=1, skip_logits=True).loss
             totals += torch.stack([loss.double(), tokens.double()])
         model.train(was_training)
         nats, tokens = self.accelerator.reduce(totals).tolist()

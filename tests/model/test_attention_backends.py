@@ -249,7 +249,7 @@ def test_gradients_of_packed_rows_agree(implementation):
 
 @pytest.mark.slow
 def test_compiled_flex_attention_agrees_with_eager():
-    """Minutes of compiling. Packed batches are left out: torch's C++ code for their block mask does not compile."""
+    """Compiling takes up to minutes. Packed batches are left out: torch's C++ code for their block mask does not compile."""
     ids, mask = pad([make_ids(1, length)[0] for length in (21, 30)], "left")
     with torch.no_grad():
         logits = model_with("flex_attention")(ids, attention_mask=mask).logits

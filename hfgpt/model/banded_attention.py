@@ -1,11 +1,11 @@
 """Banded attention on PyTorch's scaled_dot_product_attention at a cost linear in the length.
 
-SDPA knows no band: given one as a dense mask it still visits all T x T pairs. Here the queries are cut into blocks, and
-each block attends to the keys within reach of it, so that T * (window + block) pairs are visited. Flash and flex
-attention have windows of their own and do not come here.
+SDPA knows no band: given one as a dense mask it still visits all T x T pairs. Here the queries are cut into blocks of a
+window, and each block attends to itself and to the block before, so that T * 2 windows of pairs are visited. Flash and
+flex attention have windows of their own and do not come here.
 
 Shapes in comments: B batch, Q queries, K keys (those of a cache in front), H heads, D head width, N blocks, b queries
-in a block, R keys within reach of a block.
+in a block.
 """
 
 from typing import Any
@@ -18,13 +18,12 @@ from torch import nn
 MIN_BLOCK = 16
 
 
-def block_sizes(sliding_window: int) -> tuple[int, int]:
-    """Queries in a block and keys that it reaches back, a multiple of the former, for a band of `sliding_window`.
+def block_size(sliding_window: int) -> int:
+    """Queries in a block: a window, rounded up to what kernels like.
 
-    Half a window is where the pairs visited in vain (b/2 to each side of the band) and the copies of keys (R/b) balance.
+    Smaller blocks visit fewer pairs in vain, and were not faster: SDPA's kernels work in large tiles.
     """
-    block = max(-(-sliding_window // 16) * 8, MIN_BLOCK)
-    return block, -(-(sliding_window - 1) // block) * block
+    return max(-(-sliding_window // 8) * 8, MIN_BLOCK)
 
 
 def make_block_mask(
@@ -44,24 +43,22 @@ def make_block_mask(
         segments: (batch, key_length), equal for tokens of one packed sequence; without a cache only.
 
     Returns:
-        Booleans (batch or 1, blocks, 1, block, reach), true where a query sees a key. SDPA gives zeros to a query that
+        Booleans (batch or 1, blocks, 1, block, 2 * block), true where a query sees a key. SDPA gives zeros to a query that
         sees none, as padding on the left does.
     """
-    block, look_back = block_sizes(sliding_window)
+    block = block_size(sliding_window)
     blocks = -(-query_length // block)
-    distance = torch.arange(block, device=device)[:, None] + look_back
-    distance = distance - torch.arange(look_back + block, device=device)
-    mask = (distance >= 0) & (distance < sliding_window)  # b, R
+    distance = torch.arange(block, 2 * block, device=device)[:, None] - torch.arange(2 * block, device=device)
+    mask = (distance >= 0) & (distance < sliding_window)  # b, 2b
 
     def by_block(keys: torch.Tensor, before: bool | int, after: bool | int) -> torch.Tensor:
-        """(batch, K) -> (batch, N, R): the keys within reach of each block."""
-        front = look_back - (key_length - query_length)
-        keys = nn.functional.pad(keys, (front, 0), value=before)
+        """(batch, K) -> (batch, N, 2b): the keys that each block may see."""
+        keys = nn.functional.pad(keys, (block - (key_length - query_length), 0), value=before)
         keys = nn.functional.pad(keys, (0, blocks * block - query_length), value=after)
-        return keys.unfold(-1, look_back + block, block)
+        return keys.unfold(-1, 2 * block, block)
 
     key_is_there = torch.ones(1, key_length, dtype=torch.bool, device=device) if key_mask is None else key_mask.bool()
-    mask = mask & by_block(key_is_there, False, True)[:, :, None, :]  # batch or 1, N, b, R
+    mask = mask & by_block(key_is_there, False, True)[:, :, None, :]  # batch or 1, N, b, 2b
     if segments is not None:
         keys_of = by_block(segments, -1, -1)
         mask = mask & (keys_of[:, :, -block:, None] == keys_of[:, :, None, :])
@@ -83,16 +80,19 @@ def banded_attention_forward(
     Takes query (B, H, Q, D), key and value (B, H, K, D); returns (B, Q, H, D) and no weights.
     """
     batch, heads, query_length, head_dim = query.shape
-    blocks, block, reach = attention_mask.shape[1], attention_mask.shape[3], attention_mask.shape[4]
-    front = reach - block - (key.shape[2] - query_length)  # negative where a cache holds more than the band reaches
+    blocks, block = attention_mask.shape[1], attention_mask.shape[3]
+    front = block - (key.shape[2] - query_length)  # negative where a cache holds more than the band reaches
     missing = blocks * block - query_length
 
     def by_block(keys: torch.Tensor) -> torch.Tensor:
-        """(B, H, K, D) -> (B * N, H, R, D)."""
+        """(B, H, K, D) -> (B * N, H, 2b, D)."""
         keys = nn.functional.pad(keys.transpose(1, 2), (0, 0, 0, 0, front, missing))
-        keys = keys.reshape(batch, -1, block, heads, head_dim)
-        keys = torch.cat([keys[:, start : start + blocks] for start in range(reach // block)], dim=2)
-        return keys.view(batch * blocks, reach, heads, head_dim).transpose(1, 2)
+        keys = keys.reshape(batch, blocks + 1, block, heads, head_dim)
+        if torch.compiler.is_compiling():
+            keys = torch.cat([keys[:, :-1], keys[:, 1:]], dim=2)
+        else:
+            keys = _BlockPairs.apply(keys)
+        return keys.reshape(batch * blocks, 2 * block, heads, head_dim).transpose(1, 2)
 
     query = query.transpose(1, 2)
     if missing:
@@ -102,9 +102,27 @@ def banded_attention_forward(
         query,
         by_block(key),
         by_block(value),
-        attn_mask=attention_mask.expand(batch, -1, -1, -1, -1).reshape(batch * blocks, 1, block, reach),
+        attn_mask=attention_mask.expand(batch, -1, -1, -1, -1).reshape(batch * blocks, 1, block, 2 * block),
         dropout_p=dropout,
         scale=scaling,
     )
     attn_output = attn_output.transpose(1, 2).reshape(batch, blocks * block, heads, head_dim)
     return attn_output[:, :query_length], None
+
+
+class _BlockPairs(torch.autograd.Function):
+    """(B, N + 1, b, H, D) -> (B, N, 2b, H, D): each block behind the one before, as a view that copies nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, blocks: torch.Tensor) -> torch.Tensor:
+        batch, count, block, heads, head_dim = blocks.shape
+        step = heads * head_dim
+        blocks = blocks.contiguous()
+        return blocks.as_strided(
+            (batch, count - 1, 2 * block, heads, head_dim), (blocks.stride(0), block * step, step, head_dim, 1)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        before, itself = gradient.chunk(2, dim=2)
+        return torch.cat([before[:, :1], before[:, 1:] + itself[:, :-1], itself[:, -1:]], dim=1)

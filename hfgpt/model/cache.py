@@ -10,21 +10,19 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 
-class GrowingLayer(DynamicLayer):
-    """Keys and values of one dense layer, with room for some more than it holds.
+# Tokens of room made at a time: one copy in so many steps, and at most so much memory unused.
+ROOM = 128
 
-    `keys` and `values` are (batch, heads, seq, head_dim), views of the room. What a caller does to them (crop, reorder
-    beams, repeat, select) makes new tensors or shorter views, and the next update finds out.
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one dense layer, (batch, heads, seq, head_dim), at the beginning of memory with room for more.
+
+    The room is found from the tensors themselves. So a copy is a copy, what walks over a cache sees keys and values
+    alone, and whatever replaces them (reordered beams, a selection) is given room at the next update.
     """
 
-    # Tokens of room made at a time: one copy in so many steps, and at most so much memory unused.
-    step = 128
     keys: Any
     values: Any
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.room: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -34,35 +32,33 @@ class GrowingLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or key_states.dtype != self.keys.dtype:
             # Gradients need the tensors as they were, a compiler's guards their sizes, and another dtype may be wider.
-            self.room = None
             return super().update(key_states, value_states, *args, **kwargs)
-        held = self.get_seq_length()
-        length = held + key_states.shape[-2]
-        if not self._fits(length):
-            shape = (*key_states.shape[:-2], length + self.step, key_states.shape[-1])
-            room = key_states.new_empty(shape), value_states.new_empty((*shape[:-1], value_states.shape[-1]))
-            if held:
-                room[0][:, :, :held], room[1][:, :, :held] = self.keys, self.values
-            self.room = room
-        assert self.room is not None
-        for room, states in zip(self.room, (key_states, value_states)):
-            room[:, :, held:length] = states
-        self.keys, self.values = self.room[0][:, :, :length], self.room[1][:, :, :length]
+        self.keys, self.values = append(self.keys, key_states), append(self.values, value_states)
         return self.keys, self.values
 
-    def _fits(self, length: int) -> bool:
-        """Whether `keys` and `values` are still the beginning of the room, and there is enough of it."""
-        if self.room is None or (self.room[0].is_inference() and not torch.is_inference_mode_enabled()):
-            return False
-        return all(
-            view.data_ptr() == room.data_ptr() and view.stride() == room.stride() and room.shape[-2] >= length
-            for view, room in zip((self.keys, self.values), self.room)
-        )
 
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self.room = None
+def append(held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """`held` followed by `new` along the tokens: in the memory of `held` if that has room, else in new memory."""
+    batch, heads, tokens, width = new.shape
+    start = held.shape[-2] if held.numel() else 0
+    room = find_room(held) if start else None
+    if room is None or room.shape[2] < start + tokens:
+        room = new.new_empty(batch, heads, start + tokens + ROOM, width)
+        if start:
+            room[:, :, :start] = held
+    room[:, :, start : start + tokens] = new
+    return room[:, :, : start + tokens]
+
+
+def find_room(held: torch.Tensor) -> torch.Tensor | None:
+    """All of the memory that `held` is the beginning of, (batch, heads, seq + room, head_dim), if it may be written."""
+    batch, heads, _, width = held.shape
+    capacity = held.stride(1) // width
+    strides = (heads * capacity * width, capacity * width, width, 1)
+    whole = held.untyped_storage().nbytes() == batch * strides[0] * held.element_size()
+    if not whole or held.stride() != strides or (held.is_inference() and not torch.is_inference_mode_enabled()):
+        return None
+    return held.as_strided((batch, heads, capacity, width), strides)
 
 
 def let_grow(cache: Cache) -> None:

@@ -41,7 +41,7 @@ class GPT3Config(PreTrainedConfig):
         classifier_dropout (`float`, defaults to 0.1): Before the token classifier, as in GPT-2.
         use_cache (`bool`, defaults to `True`): Return keys and values for generation.
         skip_logits (`bool`, defaults to `True`): In training, compute the loss in chunks of tokens and return no
-            logits. `False` for trainers that read the logits of training steps.
+            logits, unless those are small. `False` for trainers that read the logits of training steps.
         bos_token_id, eos_token_id (`int`, default to 50256): `<|endoftext|>`; `None` where the vocabulary is too
             small to hold it.
         pad_token_id (`int`, *optional*): GPT-3's vocabulary has none.

@@ -18,6 +18,8 @@ CHUNK_BYTES = 2**26
 # On a CPU, so that they stay in its caches: rows of a chunk that go through softmax at once, and words whose gradients
 # are added up at once.
 CACHED_ROWS = 16
+# Tokens whose logits a CPU computes faster as weight @ hidden_states.T: a step of decoding, for some beams or rows.
+FEW_TOKENS = 8
 CACHED_WORDS = 4096
 
 
@@ -37,8 +39,28 @@ class GPT3LMHead(nn.Linear):
     ) -> torch.Tensor:
         """Logits (..., vocab_size) or, with labels of the same leading shape, the loss (scalar)."""
         if labels is None:
-            return super().forward(hidden_states)
+            few = hidden_states.numel() // self.in_features <= FEW_TOKENS
+            return (
+                self._decode(hidden_states)
+                if few and self._is_plain(hidden_states)
+                else super().forward(hidden_states)
+            )
         return chunked_cross_entropy(hidden_states, self.weight, labels, num_items_in_batch, ignore_index)
+
+    def _is_plain(self, hidden_states: torch.Tensor) -> bool:
+        """Whether this is float32 on a CPU, without gradient, autocast or tracing."""
+        plain = hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return (
+            plain and self.bias is None and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or traced)
+        )
+
+    def _decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits of a few tokens. A product with one vector runs on one thread; with two columns, on all of them."""
+        rows = hidden_states.reshape(-1, self.in_features)
+        columns = rows.repeat(2, 1) if len(rows) == 1 else rows
+        logits = (self.weight @ columns.t())[:, : len(rows)].t().contiguous()
+        return logits.view(*hidden_states.shape[:-1], self.out_features)
 
 
 def chunked_cross_entropy(

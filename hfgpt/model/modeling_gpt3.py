@@ -36,10 +36,10 @@ from transformers.utils import can_return_tuple
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .banded_attention import banded_attention_forward, block_sizes, make_block_mask
+from .banded_attention import banded_attention_forward, block_size, make_block_mask
 from .cache import let_grow
 from .configuration_gpt3 import GPT3Config
-from .loss import GPT3LMHead
+from .loss import CHUNK_BYTES, GPT3LMHead
 
 
 def make_masks(
@@ -89,7 +89,7 @@ def make_masks(
         lengths = None if custom else measure_band(config, query_length, past_key_values)
         if lengths is not None and query_length == 1 and lengths[0] <= window and attention_mask is None:
             masks["sliding_attention"] = None  # a step of decoding: the cache holds what the query sees
-        elif lengths is not None and lengths[0] > window and query_length > block_sizes(window)[0]:
+        elif lengths is not None and lengths[0] > 2 * block_size(window) and query_length > block_size(window):
             key_length, offset = lengths
             key_mask = None if attention_mask is None else attention_mask[:, offset : offset + key_length]
             masks["sliding_attention"] = make_block_mask(
@@ -511,7 +511,8 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
                 `logits_to_keep`, the labels of the kept positions.
             logits_to_keep: The last so many positions, or the positions themselves; 0 keeps all.
             skip_logits: With labels, compute the loss in chunks of tokens and return no logits, which saves most of
-                the memory. Default: `config.skip_logits` in training, no in evaluation.
+                the memory. Default: in training, if `config.skip_logits` and the logits would be larger than a chunk
+                (64 MiB); not in evaluation.
             num_items_in_batch: Divides the summed loss, in place of the number of tokens that have one.
             shift_labels: In place of `labels`, shifted already, (batch, seq).
 
@@ -535,7 +536,9 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         logits = loss = None
         with_loss = labels is not None or kwargs.get("shift_labels") is not None
         if skip_logits is None:
-            skip_logits = self.training and self.config.skip_logits
+            # Logits that fit in a chunk are no burden.
+            size = hidden_states[..., 0].numel() * self.config.vocab_size * hidden_states.element_size()
+            skip_logits = self.training and self.config.skip_logits and size > CHUNK_BYTES
         if with_loss and skip_logits and self._can_skip_logits():
             loss = self._loss_without_logits(hidden_states, labels, **kwargs)
         else:

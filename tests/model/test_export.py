@@ -12,7 +12,7 @@ from tiny_models import TINY, make_ids, make_model
 from torch import nn
 from torch.export import Dim
 
-from hfgpt.model.banded_attention import block_sizes
+from hfgpt.model.banded_attention import block_size
 
 
 LIMIT = TINY["max_position_embeddings"]
@@ -20,7 +20,7 @@ WINDOW = TINY["sliding_window"]
 EXAMPLE = (2, 20)
 # Batch and length: of one row, below the window, above it, of all positions.
 OTHERS = [(1, 40), (3, WINDOW - 3), (2, LIMIT)]
-assert EXAMPLE[1] > block_sizes(WINDOW)[0]  # or a graph of the blocked band would not be noticed
+assert EXAMPLE[1] > 2 * block_size(WINDOW)  # or a graph of the blocked band would not be noticed
 
 
 def small_model(**overrides):

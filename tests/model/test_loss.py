@@ -6,6 +6,7 @@ from tiny_models import largest_tensor, make_ids, make_model
 from torch import nn
 
 from hfgpt.model import loss as loss_module
+from hfgpt.model import modeling_gpt3
 from hfgpt.model.loss import GPT3LMHead, chunked_cross_entropy
 
 
@@ -32,6 +33,7 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, redu
 def small_chunks(monkeypatch):
     """Chunks of 4 tokens, softmax 3 rows at a time, gradients of 10 words at a time: none divides what it cuts."""
     monkeypatch.setattr(loss_module, "CHUNK_BYTES", 4 * VOCAB * 4)
+    monkeypatch.setattr(modeling_gpt3, "CHUNK_BYTES", 4 * VOCAB * 4)
     monkeypatch.setattr(loss_module, "CACHED_ROWS", 3)
     monkeypatch.setattr(loss_module, "CACHED_WORDS", 10)
 
@@ -177,8 +179,11 @@ def test_shifted_labels_are_used_as_they_are():
     torch.testing.assert_close(model(ids, labels=ids, shift_labels=shifted, skip_logits=False).loss, expected)
 
 
-def test_logits_come_in_evaluation_and_when_asked_for():
+def test_logits_come_in_evaluation_and_when_asked_for_and_where_they_are_small(monkeypatch):
     model, ids = make_model(), make_ids(2, 30)
+    assert model.train()(ids, labels=ids).logits is not None  # smaller than a chunk
+    monkeypatch.setattr(modeling_gpt3, "CHUNK_BYTES", 1000)
+    model.eval()
     assert model(ids, labels=ids).logits is not None
     assert model(ids, labels=ids, skip_logits=True).logits is None
     assert model(ids).logits is not None

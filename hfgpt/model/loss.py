@@ -48,8 +48,11 @@ class GPT3LMHead(nn.Linear):
         return chunked_cross_entropy(hidden_states, self.weight, labels, num_items_in_batch, ignore_index)
 
     def _is_plain(self, hidden_states: torch.Tensor) -> bool:
-        """Whether this is float32 on a CPU, without gradient, autocast or tracing."""
-        plain = hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
+        """Whether this is float32 on a CPU, whole on this rank, without gradient, autocast or tracing."""
+        plain = type(self.weight) is nn.Parameter and type(hidden_states) is torch.Tensor
+        plain = (
+            plain and hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
+        )
         traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
         return (
             plain and self.bias is None and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or traced)
@@ -60,7 +63,7 @@ class GPT3LMHead(nn.Linear):
         rows = hidden_states.reshape(-1, self.in_features)
         columns = rows.repeat(2, 1) if len(rows) == 1 else rows
         logits = (self.weight @ columns.t())[:, : len(rows)].t().contiguous()
-        return logits.view(*hidden_states.shape[:-1], self.out_features)
+        return logits.view(*hidden_states.shape[:-1], self.weight.shape[0])
 
 
 def chunked_cross_entropy(

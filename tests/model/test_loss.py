@@ -208,7 +208,14 @@ def test_a_loss_function_set_by_the_user_gets_its_logits():
     torch.testing.assert_close(output.loss, output.logits.square().mean())
 
 
-def test_the_head_without_labels_is_a_linear_layer():
-    head = GPT3LMHead(WIDTH, VOCAB, bias=False)
-    hidden = torch.randn(2, 3, WIDTH)
-    assert torch.equal(head(hidden), nn.functional.linear(hidden, head.weight))
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 8), (1, 9), (4, 5), (3,), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_head_without_labels_is_a_linear_layer(shape, dtype):
+    head = GPT3LMHead(WIDTH, VOCAB, bias=False).to(dtype)
+    hidden = torch.randn(*shape, WIDTH, dtype=dtype)
+    expected = nn.functional.linear(hidden, head.weight)
+    torch.testing.assert_close(head(hidden), expected)
+    with torch.no_grad():  # a few tokens go another way
+        logits = head(hidden)
+    assert logits.shape == expected.shape and logits.is_contiguous()
+    torch.testing.assert_close(logits, expected)

@@ -95,7 +95,7 @@ def banded_attention_forward(
         return keys.reshape(batch * blocks, 2 * block, heads, head_dim).transpose(1, 2)
 
     query = query.transpose(1, 2)
-    if torch.compiler.is_compiling() or missing:  # one graph for every length
+    if missing:
         query = nn.functional.pad(query, (0, 0, 0, 0, 0, missing))
     query = query.reshape(batch * blocks, block, heads, head_dim).transpose(1, 2)
     attn_output = nn.functional.scaled_dot_product_attention(

@@ -189,11 +189,12 @@ def test_compiled_training_step_is_one_graph_with_equal_loss_and_gradients(fresh
 
 
 def test_compiled_training_step_is_not_compiled_again_for_another_number_of_tokens(fresh_compiler):
-    """Fine-tuning pads each batch to a length of its own. One graph is for a dense band, one for a band in blocks."""
+    """Fine-tuning pads each batch to a length of its own. One graph is for a dense band, one for a band in blocks,
+    one for lengths that are whole blocks."""
     counter = torch._dynamo.testing.CompileCounter()
     model, plain = small_model().train(), small_model().train()
     compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
-    for batch, length in [(2, 20), (2, 37), (3, 41), (4, 22), (3, 48)]:
+    for batch, length in [(2, 20), (2, 37), (3, 41), (4, 22), (3, 48), (2, 64), (1, 51)]:
         loss, expected = training_step(compiled, length, batch).loss, training_step(plain, length, batch).loss
         torch.testing.assert_close(loss, expected, rtol=0, atol=1e-5)
-    assert counter.frame_count == 2
+    assert counter.frame_count <= 3

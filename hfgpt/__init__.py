@@ -10,6 +10,8 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
+    GPT2Tokenizer,
 )
 
 from .model import (
@@ -32,6 +34,8 @@ AutoModelForCausalLM.register(GPT3Config, GPT3ForCausalLM, exist_ok=True)
 AutoModelForQuestionAnswering.register(GPT3Config, GPT3ForQuestionAnswering, exist_ok=True)
 AutoModelForSequenceClassification.register(GPT3Config, GPT3ForSequenceClassification, exist_ok=True)
 AutoModelForTokenClassification.register(GPT3Config, GPT3ForTokenClassification, exist_ok=True)
+# For a folder whose files name no tokenizer class: GPT-3's vocabulary is GPT-2's.
+AutoTokenizer.register(GPT3Config, GPT2Tokenizer, exist_ok=True)
 
 __all__ = [
     "PRESETS",

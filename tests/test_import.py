@@ -69,3 +69,18 @@ def test_import_registers_gpt3_with_the_auto_classes(report):
 
 def test_every_public_name_exists(report):
     assert report["missing"] == []
+
+
+def test_a_vocabulary_beside_a_gpt3_config_is_read_as_gpt2s(tmp_path):
+    """Files of GPT-2's vocabulary name no tokenizer class."""
+    from transformers import AutoTokenizer
+
+    from hfgpt import GPT3Config
+
+    GPT3Config(vocab_size=258).save_pretrained(tmp_path)
+    alphabet = [chr(byte) for byte in range(33, 127)] + ["Ġ", "<|endoftext|>", "ab"]
+    (tmp_path / "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(alphabet)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.tokenize("abc ab") == ["ab", "c", "Ġ", "ab"]
+    assert tokenizer.eos_token == "<|endoftext|>"

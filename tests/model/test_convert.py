@@ -470,7 +470,7 @@ def test_the_tokenizer_of_a_gpt3_comes_along_to_gpt2(tmp_path, trained_tokenizer
     assert (after.model_max_length, after.padding_side, after.eos_token) == (64, "left", end)
     # transformers 4 has no class `TokenizersBackend`.
     settings = json.loads((tmp_path / "gpt2" / "tokenizer_config.json").read_text())
-    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert settings["tokenizer_class"] == ("PreTrainedTokenizerFast" if named else "GPT2Tokenizer")
 
     convert(tmp_path / "gpt2", tmp_path / "back", "gpt3")
     assert AutoTokenizer.from_pretrained(tmp_path / "back")(TEXT)["input_ids"] == before(TEXT)["input_ids"]

@@ -30,7 +30,7 @@ from transformers.modeling_layers import (
     GradientCheckpointingLayer,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
@@ -475,6 +475,17 @@ class GPT3Model(GPT3PreTrainedModel):
             )
 
 
+def keep_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """The positions of (batch, seq, hidden_size) whose logits are wanted, as `GPT3ForCausalLM.forward` describes them."""
+    if isinstance(logits_to_keep, int):
+        return hidden_states[:, -logits_to_keep:]
+    if logits_to_keep.ndim < 2:
+        return hidden_states[:, logits_to_keep]
+    if logits_to_keep.dtype == torch.bool:
+        return hidden_states[logits_to_keep]
+    return torch.take_along_dim(hidden_states, logits_to_keep.unsqueeze(-1), dim=1)
+
+
 class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
     """GPT-3 with its language-modelling head, tied to the input embeddings by default."""
 
@@ -509,7 +520,8 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
         Args:
             labels: Token ids to predict, (batch, seq), -100 where no loss is wanted; shifted inside. With
                 `logits_to_keep`, the labels of the kept positions.
-            logits_to_keep: The last so many positions, or the positions themselves; 0 keeps all.
+            logits_to_keep: The last so many positions, 0 for all; or the positions, (kept) the same for every row, or
+                (batch, kept) for each; or a boolean mask (batch, seq), which makes one row of all it keeps.
             skip_logits: With labels, compute the loss in chunks of tokens and return no logits, which saves most of
                 the memory. Default: in training, if `config.skip_logits` and the logits would be larger than a chunk
                 (64 MiB); not in evaluation.
@@ -531,7 +543,7 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        hidden_states = keep_positions(outputs.last_hidden_state, logits_to_keep)
 
         logits = loss = None
         with_loss = labels is not None or kwargs.get("shift_labels") is not None

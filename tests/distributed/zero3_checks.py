@@ -90,17 +90,17 @@ def partitioned(reference: nn.Module, folder: Path, dtype: str):
         engine.destroy()
 
 
-def facts(model: nn.Module, sizes: dict[str, int]) -> dict[str, float]:
-    """How the parameters lie."""
-    # What this process holds.
-    held = {name: parameter.ds_tensor.numel() for name, parameter in model.named_parameters()}
-    assert held.keys() == sizes.keys(), held.keys() ^ sizes.keys()
-    return {
-        # Half of each, rounded up; the rest is fetched when a layer runs.
-        "parameters not halved": float(sum(held[name] != (sizes[name] + 1) // 2 for name in sizes)),
-        "numbers beside the halves": float(sum(parameter.numel() for parameter in model.parameters())),
-        "tied": float(model.lm_head.weight is model.model.embed_tokens.weight),
-    }
+def count_unpartitioned(model: nn.Module, reference: nn.Module) -> float:
+    """Parameters of which this process does not hold half (rounded up) and no more, as it is to outside of layers."""
+    sizes = {name: parameter.numel() for name, parameter in reference.named_parameters()}
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == sizes.keys(), parameters.keys() ^ sizes.keys()
+    return float(
+        sum(
+            parameter.ds_tensor.numel() != (sizes[name] + 1) // 2 or parameter.numel() > 0
+            for name, parameter in parameters.items()
+        )
+    )
 
 
 def train(
@@ -117,7 +117,10 @@ def train(
     reference = make_model(tie_word_embeddings=tied).to(DTYPES[dtype])
     with partitioned(reference, folder, dtype) as engine:
         model = engine.module
-        result = facts(model, {name: parameter.numel() for name, parameter in reference.named_parameters()})
+        result = {
+            "not partitioned at first": count_unpartitioned(model, reference),
+            "tied": float(model.lm_head.weight is model.model.embed_tokens.weight),
+        }
 
         engine.eval()
         reference.eval()
@@ -150,6 +153,7 @@ def train(
         found = gather(model, safe_get_full_fp32_param)
         moved = {name: None if found[name] is None else found[name] - before[name] for name in found}
         steps = {name: -LEARNING_RATE * expected[name].float() for name in expected}
+        result["not partitioned at last"] = count_unpartitioned(model, reference)
         result["step"] = relative_difference(moved, steps)
     return result
 

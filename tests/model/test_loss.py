@@ -201,6 +201,23 @@ def test_the_kept_positions_alone_have_a_loss():
     torch.testing.assert_close(kept.loss, model(ids, labels=ids[:, -5:], logits_to_keep=5, skip_logits=False).loss)
 
 
+@pytest.mark.parametrize(
+    "keep",
+    [0, 3, torch.tensor([2, 0, 5]), torch.tensor([[1, 2], [4, 0]]), torch.arange(12).view(2, 6) % 5 == 0],
+    ids=["all", "last", "the same for every row", "for each row", "mask"],
+)
+def test_positions_to_keep_may_be_given_in_every_form(keep):
+    model, ids = make_model(), make_ids(2, 6)
+    logits = model(ids).logits
+    if isinstance(keep, int):
+        expected = logits[:, 6 - (keep or 6) :]
+    elif keep.dtype == torch.bool:
+        expected = logits[keep]
+    else:
+        expected = torch.stack([row[kept] for row, kept in zip(logits, keep.expand(2, -1))])
+    torch.testing.assert_close(model(ids, logits_to_keep=keep).logits, expected)
+
+
 def test_a_loss_function_set_by_the_user_gets_its_logits():
     model, ids = make_model().train(), make_ids(2, 30)
     model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.square().mean()

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ class Peer:
 
     def ask(self, request: str) -> Any:
         """The peer's answer to "run" (its figures) or "memory" (bytes: highest so far, and how much of it by running)."""
-        self.connection.send(request)
         try:
+            with suppress(BrokenPipeError):  # one that has failed has said why before it went
+                self.connection.send(request)
             status, answer = self.connection.recv()
         except EOFError:
             raise RuntimeError(f"{self.name}: the process ended (exit code {self.process.exitcode})") from None

@@ -6,11 +6,13 @@ weight are computed in the same pass, so that a chunk's logits are gone before t
 products are those of the plain loss: nothing is computed twice.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from transformers.utils.import_utils import is_tracing
 
 
 # Logits held at a time, in the dtype of the product: large enough for products at full speed, small beside a model.
@@ -18,9 +20,9 @@ CHUNK_BYTES = 2**26
 # On a CPU, so that they stay in its caches: rows of a chunk that go through softmax at once, and words whose gradients
 # are added up at once.
 CACHED_ROWS = 16
+CACHED_WORDS = 4096
 # Tokens whose logits a CPU computes faster as weight @ hidden_states.T: a step of decoding, for some beams or rows.
 FEW_TOKENS = 8
-CACHED_WORDS = 4096
 
 
 class GPT3LMHead(nn.Linear):
@@ -38,25 +40,20 @@ class GPT3LMHead(nn.Linear):
         ignore_index: int = -100,
     ) -> torch.Tensor:
         """Logits (..., vocab_size) or, with labels of the same leading shape, the loss (scalar)."""
-        if labels is None:
-            few = hidden_states.numel() // self.in_features <= FEW_TOKENS
-            return (
-                self._decode(hidden_states)
-                if few and self._is_plain(hidden_states)
-                else super().forward(hidden_states)
-            )
-        return chunked_cross_entropy(hidden_states, self.weight, labels, num_items_in_batch, ignore_index)
+        if labels is not None:
+            return chunked_cross_entropy(hidden_states, self.weight, labels, num_items_in_batch, ignore_index)
+        if hidden_states.numel() <= FEW_TOKENS * self.in_features and self._is_plain(hidden_states):
+            return self._decode(hidden_states)
+        return super().forward(hidden_states)
 
     def _is_plain(self, hidden_states: torch.Tensor) -> bool:
         """Whether this is float32 on a CPU, whole on this rank, without gradient, autocast or tracing."""
-        plain = type(self.weight) is nn.Parameter and type(hidden_states) is torch.Tensor
-        plain = (
-            plain and hidden_states.device.type == "cpu" and hidden_states.dtype == self.weight.dtype == torch.float32
-        )
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        return (
-            plain and self.bias is None and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or traced)
-        )
+        if type(self.weight) is not nn.Parameter or type(hidden_states) is not torch.Tensor or self.bias is not None:
+            return False
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        on_cpu = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        return on_cpu and hidden_states.dtype == self.weight.dtype == torch.float32
 
     def _decode(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits of a few tokens. A product with one vector runs on one thread; with two columns, on all of them."""
@@ -91,13 +88,14 @@ def chunked_cross_entropy(
         divisor = kept.clamp(min=1)
     else:
         divisor = torch.as_tensor(num_items_in_batch, device=hidden_states.device)
-    if not torch.compiler.is_compiling():
+    if labels.device.type != "meta" and not is_tracing(labels):
         # Tokens without a loss are not paid for; in fine-tuning they are most. A graph needs fixed shapes.
         rows = (labels != ignore_index).nonzero().squeeze(-1)
         if rows.numel() < labels.numel():
             hidden_states, labels = hidden_states[rows], labels[rows]
     device = hidden_states.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_states.dtype
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else hidden_states.dtype
     loss = _ChunkedCrossEntropy.apply(
         hidden_states, weight, labels, divisor, ignore_index, dtype, torch.is_grad_enabled()
     )
@@ -122,7 +120,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_hidden = with_gradients and ctx.needs_input_grad[0]
         needs_weight = with_gradients and ctx.needs_input_grad[1]
         tokens, vocab_size = hidden_states.shape[0], weight.shape[0]
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        autocast = torch.amp.is_autocast_available(device)  # not on the meta device
+        with torch.autocast(device, enabled=False) if autocast else nullcontext():
             inputs, matrix = hidden_states.to(dtype), weight.to(dtype)
             chunks = max(-(-tokens * vocab_size * matrix.element_size() // CHUNK_BYTES), 1)
             size = max(-(-tokens // chunks), 1)
@@ -156,7 +156,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = ctx.saved_tensors
         # A trainer calls loss.backward(): nothing to scale. Only a CPU can look without waiting.
-        if torch.compiler.is_compiling() or gradient.device.type != "cpu" or gradient.item() != 1.0:
+        if gradient.device.type != "cpu" or is_tracing(gradient) or gradient.item() != 1.0:
             gradients = [None if saved is None else saved * gradient.to(saved.dtype) for saved in gradients]
         return gradients[0], gradients[1], None, None, None, None, None
 

@@ -17,6 +17,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.masking_utils import (
     create_causal_mask,
@@ -34,6 +35,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
+from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .banded_attention import banded_attention_forward, block_size, make_block_mask
@@ -57,9 +59,8 @@ def make_masks(
         position_ids: (batch, seq), where they may restart, as those of packed sequences do. Not with a cache.
     """
     kinds = dict.fromkeys(config.layer_types or ())
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
     custom = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
-    if attention_mask is not None and not custom and not tracing and bool(attention_mask.all()):
+    if attention_mask is not None and not custom and can_be_read(attention_mask) and bool(attention_mask.all()):
         attention_mask = None  # looked at once, here, and not for each kind of layer
     mask_kwargs: dict[str, Any] = {
         "config": config,
@@ -72,7 +73,7 @@ def make_masks(
         segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
     if segments is not None and attention_mask is None:
         mask_kwargs["position_ids"] = position_ids  # transformers finds the same segments
-    elif segments is not None and not tracing and is_flash(config):
+    elif segments is not None and can_be_read(segments) and is_flash(config):
         raise ValueError(
             "Flash attention takes packed sequences (`position_ids` that restart) or padding (zeros in "
             "`attention_mask`), not both: leave `attention_mask` out, or use attn_implementation='sdpa'."
@@ -100,6 +101,11 @@ def make_masks(
     return masks
 
 
+def can_be_read(tensor: torch.Tensor) -> bool:
+    """Whether to decide by what is in a tensor: not while tracing or capturing a graph, nor without data."""
+    return tensor.device.type != "meta" and not is_tracing(tensor)
+
+
 def is_flash(config: GPT3Config) -> bool:
     """Whether attention is flash attention, of the package or of a kernel from the Hub."""
     return "flash" in (config._attn_implementation or "")
@@ -108,10 +114,13 @@ def is_flash(config: GPT3Config) -> bool:
 def measure_band(config: GPT3Config, query_length: int, past_key_values: Cache | None) -> tuple[int, int] | None:
     """Number of keys a banded layer will be given, and how many came before them, where SDPA may take it in blocks.
 
-    None for other implementations, for a graph to be exported, which must be right for every length and keeps the
+    None for other implementations and in place of one that the user has registered under its name, for a graph to be exported, which must be right for every length and keeps the
     dense mask, and for a static cache with room that is not filled yet.
     """
-    if config._attn_implementation != "sdpa" or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    replaced = ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward  # as sequence parallelism does
+    if config._attn_implementation != "sdpa" or replaced or not getattr(config, "is_causal", True):
+        return None
+    if torch.jit.is_tracing() or torch.compiler.is_exporting():
         return None
     if past_key_values is None:
         return query_length, 0
@@ -133,7 +142,7 @@ def find_segments(position_ids: torch.Tensor, attention_mask: torch.Tensor | Non
     if attention_mask is not None:
         tokens = attention_mask.to(position_ids.device).bool()
         restarts[:, 1:] = restarts[:, 1:] & tokens[:, 1:] & tokens[:, :-1]
-    if not torch.compiler.is_compiling() and not bool(restarts.any()):
+    if can_be_read(restarts) and not bool(restarts.any()):
         return None
     return restarts.cumsum(dim=-1)
 
@@ -143,7 +152,7 @@ def flash_segments(position_ids: torch.Tensor) -> dict[str, Any]:
 
     transformers finds them itself only in a batch of one row, and only where they begin at the lowest position.
     """
-    if torch.compiler.is_compiling() or (segments := find_segments(position_ids, None)) is None:
+    if not can_be_read(position_ids) or (segments := find_segments(position_ids, None)) is None:
         return {}
     # The rows are one after the other: a row's first token is a start, too.
     starts = torch.diff(segments, prepend=segments[:, :1] - 1, dim=-1).flatten().nonzero().flatten()
@@ -419,9 +428,7 @@ class GPT3Model(GPT3PreTrainedModel):
             else:
                 position_ids = torch.arange(query_length, device=inputs_embeds.device) + past_length
                 position_ids = position_ids.unsqueeze(0)
-        device = position_ids.device.type
-        capturing = device == "cuda" and torch.cuda.is_current_stream_capturing()
-        if not torch.compiler.is_compiling() and not capturing and (device == "cpu" or (packed and device != "meta")):
+        if can_be_read(position_ids) and (packed or position_ids.device.type == "cpu"):
             # Shapes do not tell here. On an accelerator this waits for the device, so only where it must.
             lowest, highest = torch.aminmax(position_ids)
             self._check_length(int(highest) + 1)

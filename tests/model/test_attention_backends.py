@@ -510,3 +510,38 @@ def test_implementation_is_not_saved(tmp_path):
     assert loaded.config._attn_implementation == "sdpa"
     loaded = AutoModel.from_pretrained(tmp_path, attn_implementation="eager")
     assert loaded.config._attn_implementation == "eager"
+
+
+def test_a_function_registered_as_sdpa_is_given_banded_layers_too(monkeypatch):
+    """Sequence parallelism replaces it by one that exchanges heads for tokens between processes."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    own, layers = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+
+    def recording(module, *args, **kwargs):
+        layers.append(module.layer_idx)
+        return own(module, *args, **kwargs)
+
+    model, ids = make_model(), make_ids(1, 60)
+    expected = model(ids).logits
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", recording)
+    torch.testing.assert_close(model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+    assert layers == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("kind", ["meta", "fake"])
+def test_shapes_are_computed_without_data(kind, train, monkeypatch):
+    """As planners and estimators of memory do."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    monkeypatch.setattr("hfgpt.model.modeling_gpt3.CHUNK_BYTES", 0)
+    with FakeTensorMode() if kind == "fake" else torch.device("meta"):
+        model = GPT3ForCausalLM(tiny_config()).train(train)
+        ids = torch.zeros(2, 60, dtype=torch.long)
+        output = model(ids, attention_mask=torch.ones_like(ids), labels=ids, position_ids=ids)
+        if train:
+            output.loss.backward()
+        else:
+            assert output.logits.shape == (2, 60, 97)
+    assert output.loss.shape == ()

@@ -1,0 +1,53 @@
+"""The benchmarks run, compare every peer and say where they ran. What they measure is not asserted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = ["--layers", "2", "--hidden", "32", "--heads", "2", "--vocab", "300"]
+PEERS = ["GPT-2, sdpa", "GPT-Neo", "GPT-3, sdpa"]
+
+
+def run(name: str, tmp_path: Path, *options: str) -> tuple[str, list[dict]]:
+    """What one benchmark prints, and its records."""
+    file = tmp_path / "results.jsonl"
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *options]
+    command += ["--dtypes", "bf16", "--rounds", "1", "--threads", "1", "--device", "cpu", "--json", str(file)]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return result.stdout, [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("training", ["--lengths", "64", "--batch-tokens", "128"]),
+        ("decoding", ["--contexts", "64", "--new-tokens", "4"]),
+    ],
+)
+def test_each_peer_has_its_row(tmp_path, name, options):
+    printed, (record,) = run(name, tmp_path, *options, *SIZES)
+    assert [row["name"] for row in record["rows"]] == PEERS
+    for row in record["rows"]:
+        assert "error" not in row and row["seconds"] > 0 and row["tokens_per_second"] > 0
+        assert f"| {row['name']} |" in printed
+    assert record["torch"] in printed and record["device"] in printed
+
+
+def test_a_banded_layer_is_timed_beside_a_dense_one_and_half_the_length(tmp_path):
+    printed, (record,) = run("banded_attention", tmp_path, "--lengths", "128", "--window", "16")
+    (row,) = record["rows"]
+    assert set(row) >= {"banded", "banded, T/2", "dense", "dense, T/2"}
+    assert "| 128 |" in printed
+
+
+def test_a_peer_that_fails_is_named_and_the_others_are_timed(tmp_path):
+    """Width 30 does not divide by 4 heads."""
+    printed, (record,) = run("training", tmp_path, *SIZES, "--hidden", "30", "--heads", "4", "--lengths", "64")
+    assert all("error" in row for row in record["rows"])
+    assert "ValueError" in printed

@@ -60,6 +60,9 @@ def make_masks(
     """
     kinds = dict.fromkeys(config.layer_types or ())
     custom = attention_mask is not None and not (isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2)
+    segments = None
+    if position_ids is not None and past_key_values is None and not custom:
+        segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
     if attention_mask is not None and not custom and can_be_read(attention_mask) and bool(attention_mask.all()):
         attention_mask = None  # looked at once, here, and not for each kind of layer
     mask_kwargs: dict[str, Any] = {
@@ -68,9 +71,6 @@ def make_masks(
         "attention_mask": attention_mask,
         "past_key_values": past_key_values,
     }
-    segments = None
-    if position_ids is not None and past_key_values is None and not custom:
-        segments = find_segments(position_ids.expand(inputs_embeds.shape[0], -1), attention_mask)
     if segments is not None and attention_mask is None:
         mask_kwargs["position_ids"] = position_ids  # transformers finds the same segments
     elif segments is not None and can_be_read(segments) and is_flash(config):
@@ -136,23 +136,26 @@ def measure_band(config: GPT3Config, query_length: int, past_key_values: Cache |
 def find_segments(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """Number the packed sequences in each row, (batch, seq); None where no row holds more than one.
 
-    A sequence begins where a position is not the one before plus one. What padding is given as positions does not count.
+    A sequence begins where a position is not the one before plus one. Beside a mask, which is how rows that are not
+    packed are given, only where it does not grow; and what padding is given as positions does not count.
     """
-    restarts = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1
-    if attention_mask is not None:
+    steps = torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1)
+    if attention_mask is None:
+        restarts = steps != 1
+    else:
         tokens = attention_mask.to(position_ids.device).bool()
-        restarts[:, 1:] = restarts[:, 1:] & tokens[:, 1:] & tokens[:, :-1]
+        restarts = (steps < 1) & tokens & nn.functional.pad(tokens[:, :-1], (1, 0))
     if can_be_read(restarts) and not bool(restarts.any()):
         return None
     return restarts.cumsum(dim=-1)
 
 
-def flash_segments(position_ids: torch.Tensor) -> dict[str, Any]:
+def flash_segments(position_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> dict[str, Any]:
     """Where packed sequences begin, as flash attention is told; nothing where no row holds more than one.
 
     transformers finds them itself only in a batch of one row, and only where they begin at the lowest position.
     """
-    if not can_be_read(position_ids) or (segments := find_segments(position_ids, None)) is None:
+    if not can_be_read(position_ids) or (segments := find_segments(position_ids, attention_mask)) is None:
         return {}
     # The rows are one after the other: a row's first token is a start, too.
     starts = torch.diff(segments, prepend=segments[:, :1] - 1, dim=-1).flatten().nonzero().flatten()
@@ -452,7 +455,7 @@ class GPT3Model(GPT3PreTrainedModel):
             )
 
         if packed and causal_mask_mapping[layer_types[0]] is None and is_flash(self.config):
-            kwargs = {**flash_segments(position_ids.expand(inputs_embeds.shape[:2])), **kwargs}
+            kwargs = {**flash_segments(position_ids.expand(inputs_embeds.shape[:2]), padding_mask), **kwargs}
 
         # After the masks: given a cache, even an empty one, their makers do not look for packed sequences.
         if use_cache and past_key_values is None:

@@ -141,6 +141,27 @@ def test_packed_rows_under_a_mask_of_ones_are_packed(implementation):
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("length", [20, 50])
+def test_a_gap_in_the_positions_under_a_mask_is_no_new_sequence(length):
+    model, ids = make_model(), make_ids(1, length)
+    positions = torch.arange(length)[None] + 10 * (torch.arange(length) > 9)
+    mask = torch.ones_like(ids)
+    with_gap = model(ids, position_ids=positions, attention_mask=mask).logits
+    model.set_attn_implementation("eager")
+    dense = create_masks(model, ids)
+    torch.testing.assert_close(
+        with_gap, model(ids, position_ids=positions, attention_mask=dense).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+def create_masks(model, ids) -> dict[str, torch.Tensor]:
+    """Additive masks of dense and banded layers, written out."""
+    distance = torch.arange(ids.shape[1])[:, None] - torch.arange(ids.shape[1])
+    visible = {"full_attention": distance >= 0}
+    visible["sliding_attention"] = (distance >= 0) & (distance < model.config.sliding_window)
+    return {kind: torch.where(seen, 0.0, -1e30)[None, None] for kind, seen in visible.items()}
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_packed_rows_with_padding_behind_are_packed(implementation):
     model, ids = make_model(attn_implementation=implementation), make_ids(1, 45)

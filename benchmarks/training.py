@@ -164,7 +164,7 @@ def main() -> None:
                 "memory / GPT-2's": lambda row: f"{row['memory_ratio']:.2f}",
             }
             if peak_flops is not None and dtype == "bf16":
-                columns["model-FLOPs utilisation"] = lambda row: f"{row['utilisation']:.1%}"
+                columns["model-FLOPs utilisation, as if dense"] = lambda row: f"{row['utilisation']:.1%}"
             report(f"{dtype}, batch {batch} x {length:,}", rows, columns)
             save(arguments.json, {"benchmark": "training", **machine, "dtype": dtype, "length": length, "rows": rows})
 

@@ -83,7 +83,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written (default: as stored)"
     )
     convert.add_argument("--max-shard-size", metavar="SIZE", help="largest file of weights, such as 5GB")
-    convert.add_argument("--overwrite", action="store_true", help="replace the model in the output folder")
+    convert.add_argument(
+        "--overwrite", action="store_true", help="replace the whole output folder, if it holds a model"
+    )
     convert.add_argument("--json", action="store_true", help="print what was done as JSON")
     convert.set_defaults(run=_convert)
     return parser

@@ -17,8 +17,9 @@ ROOM = 128
 class GrowingLayer(DynamicLayer):
     """Keys and values of one dense layer, (batch, heads, seq, head_dim), at the beginning of memory with room for more.
 
-    The room is found from the tensors themselves. So a copy is a copy, what walks over a cache sees keys and values
+    The room is found from the tensors themselves. So what walks over a cache sees keys and values
     alone, and whatever replaces them (reordered beams, a selection) is given room at the next update.
+    Tensors taken from it hold until tokens are cropped and others written in their place.
     """
 
     keys: Any
@@ -35,6 +36,14 @@ class GrowingLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = append(self.keys, key_states), append(self.values, value_states)
         return self.keys, self.values
+
+    def __copy__(self) -> "GrowingLayer":
+        """A branch of its own: the two do not write into the same memory."""
+        twin = type(self)()
+        twin.__dict__.update(self.__dict__)
+        if self.is_initialized:
+            twin.keys, twin.values = self.keys.clone(), self.values.clone()
+        return twin
 
 
 def append(held: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
@@ -55,7 +64,7 @@ def find_room(held: torch.Tensor) -> torch.Tensor | None:
     batch, heads, _, width = held.shape
     capacity = held.stride(1) // width
     strides = (heads * capacity * width, capacity * width, width, 1)
-    whole = held.untyped_storage().nbytes() == batch * strides[0] * held.element_size()
+    whole = held.storage_offset() == 0 and held.untyped_storage().nbytes() == batch * strides[0] * held.element_size()
     if not whole or held.stride() != strides or (held.is_inference() and not torch.is_inference_mode_enabled()):
         return None
     return held.as_strided((batch, heads, capacity, width), strides)

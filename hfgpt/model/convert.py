@@ -178,7 +178,7 @@ def convert(
         output: Folder to write.
         to: `"gpt3"` or `"gpt2"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`. Default: as stored, tensor by tensor.
-        overwrite: Replace the model that is in `output`.
+        overwrite: Replace `output`, with everything in it, if it holds a model.
         max_shard_size: Largest file of weights, such as `"5GB"`. Default: that of `save_pretrained`.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from transformers.utils.import_utils import is_tracing
 
 
-# Logits held at a time, in the dtype of the product: large enough for products at full speed, small beside a model.
+# Logits held at a time, in the dtype of the product: large enough for a CPU's full speed, small beside a model.
 CHUNK_BYTES = 2**26
 # On a CPU, so that they stay in its caches: rows of a chunk that go through softmax at once, and words whose gradients
 # are added up at once.
@@ -23,6 +23,11 @@ CACHED_ROWS = 16
 CACHED_WORDS = 4096
 # Tokens whose logits a CPU computes faster as weight @ hidden_states.T: a step of decoding, for some beams or rows.
 FEW_TOKENS = 8
+
+
+def can_be_read(tensor: torch.Tensor) -> bool:
+    """Whether to decide by what is in a tensor: not while tracing or capturing a graph, nor without data."""
+    return tensor.device.type != "meta" and not is_tracing(tensor)
 
 
 class GPT3LMHead(nn.Linear):
@@ -80,7 +85,15 @@ def chunked_cross_entropy(
 
     Products are in the autocast dtype where autocast is on, else in that of `hidden_states`; softmax and sums are in
     float32.
+
+    Raises:
+        ValueError: Not as many labels as hidden states.
     """
+    if labels.numel() != hidden_states[..., 0].numel():
+        raise ValueError(
+            f"`labels` {tuple(labels.shape)} must be as many as the positions {tuple(hidden_states.shape[:-1])}; "
+            "with `logits_to_keep` they are those of the kept positions."
+        )
     hidden_states = hidden_states.reshape(-1, hidden_states.shape[-1])
     labels = labels.reshape(-1).to(hidden_states.device)
     kept = (labels != ignore_index).sum()
@@ -88,7 +101,7 @@ def chunked_cross_entropy(
         divisor = kept.clamp(min=1)
     else:
         divisor = torch.as_tensor(num_items_in_batch, device=hidden_states.device)
-    if labels.device.type != "meta" and not is_tracing(labels):
+    if can_be_read(labels):
         # Tokens without a loss are not paid for; in fine-tuning they are most. A graph needs fixed shapes.
         rows = (labels != ignore_index).nonzero().squeeze(-1)
         if rows.numel() < labels.numel():
@@ -127,7 +140,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunks = max(-(-tokens * vocab_size * matrix.element_size() // CHUNK_BYTES), 1)
             size = max(-(-tokens // chunks), 1)
             loss = torch.zeros((), dtype=torch.float32, device=hidden_states.device)
-            # The gradients are sums of many terms: kept in float32, and divided at the end, out of float16's gaps.
+            # The gradients are sums of many terms: kept in float32, and divided at the end.
             hidden_gradient = torch.empty_like(inputs, dtype=torch.float32) if needs_hidden else None
             weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
             # Counted in chunks: a compiled graph is then bound to their number, and not to that of the tokens.
@@ -144,10 +157,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if weight_gradient is not None:
                     _add_product_(weight_gradient, logits.t(), chunk)
                 del logits
+        ctx.dtypes = hidden_states.dtype, weight.dtype
+        # In float16 they would vanish if they were rounded before the loss scale comes.
+        stored = [torch.float32 if dtype == torch.float16 else dtype for dtype in ctx.dtypes]
         if hidden_gradient is not None:
-            hidden_gradient = hidden_gradient.div_(divisor).to(hidden_states.dtype)
+            hidden_gradient = hidden_gradient.div_(divisor).to(stored[0])
         if weight_gradient is not None:
-            weight_gradient = weight_gradient.div_(divisor).to(weight.dtype)
+            weight_gradient = weight_gradient.div_(divisor).to(stored[1])
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss / divisor
 
@@ -156,8 +172,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gradients = ctx.saved_tensors
         # A trainer calls loss.backward(): nothing to scale. Only a CPU can look without waiting.
-        if gradient.device.type != "cpu" or is_tracing(gradient) or gradient.item() != 1.0:
-            gradients = [None if saved is None else saved * gradient.to(saved.dtype) for saved in gradients]
+        if gradient.device.type != "cpu" or not can_be_read(gradient) or gradient.item() != 1.0:
+            gradients = [None if saved is None else saved * gradient for saved in gradients]
+        gradients = [None if saved is None else saved.to(dtype) for saved, dtype in zip(gradients, ctx.dtypes)]
         return gradients[0], gradients[1], None, None, None, None, None
 
 
@@ -182,7 +199,7 @@ def _cross_entropy_(
         loss += losses.masked_fill(~kept[block], 0.0).sum()
         if with_gradient:
             probabilities.scatter_add_(-1, targets[block], minus_one[block])
-            if torch.compiler.is_compiling():
+            if not can_be_read(logits):
                 # Elsewhere tokens without a loss have been taken out.
                 probabilities = probabilities.masked_fill(~kept[block].unsqueeze(-1), 0.0)
             logits[block] = probabilities

@@ -35,13 +35,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
-from transformers.utils.import_utils import is_tracing
 from transformers.utils.output_capturing import capture_outputs
 
 from .banded_attention import banded_attention_forward, block_size, make_block_mask
 from .cache import let_grow
 from .configuration_gpt3 import GPT3Config
-from .loss import CHUNK_BYTES, GPT3LMHead
+from .loss import CHUNK_BYTES, GPT3LMHead, can_be_read
 
 
 def make_masks(
@@ -101,11 +100,6 @@ def make_masks(
     return masks
 
 
-def can_be_read(tensor: torch.Tensor) -> bool:
-    """Whether to decide by what is in a tensor: not while tracing or capturing a graph, nor without data."""
-    return tensor.device.type != "meta" and not is_tracing(tensor)
-
-
 def is_flash(config: GPT3Config) -> bool:
     """Whether attention is flash attention, of the package or of a kernel from the Hub."""
     return "flash" in (config._attn_implementation or "")
@@ -114,8 +108,8 @@ def is_flash(config: GPT3Config) -> bool:
 def measure_band(config: GPT3Config, query_length: int, past_key_values: Cache | None) -> tuple[int, int] | None:
     """Number of keys a banded layer will be given, and how many came before them, where SDPA may take it in blocks.
 
-    None for other implementations and in place of one that the user has registered under its name, for a graph to be exported, which must be right for every length and keeps the
-    dense mask, and for a static cache with room that is not filled yet.
+    None for other implementations; where sdpa has been replaced in the registry; for a graph to be exported, which must
+    be right for every length and keeps the dense mask; and for a static cache with room left.
     """
     replaced = ALL_ATTENTION_FUNCTIONS["sdpa"] is not sdpa_attention_forward  # as sequence parallelism does
     if config._attn_implementation != "sdpa" or replaced or not getattr(config, "is_causal", True):

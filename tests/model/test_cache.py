@@ -61,9 +61,11 @@ def test_a_token_is_written_in_place_until_the_room_is_full():
         lambda layer: layer.batch_repeat_interleave(2),
         lambda layer: layer.batch_select_indices(torch.tensor([1])),
         lambda layer: layer.offload() or layer.prefetch(),
+        lambda layer: vars(layer).update(keys=layer.keys[:, :, 1:], values=layer.values[:, :, 1:]),
+        lambda layer: vars(layer).update(keys=layer.keys[:1], values=layer.values[:1]),
         lambda layer: layer.reset() or layer.update(*make_states(2, 9)),
     ],
-    ids=["crop", "reorder", "repeat", "select", "offload", "reset"],
+    ids=["crop", "reorder", "repeat", "select", "offload", "cut in front", "cut rows", "reset"],
 )
 def test_it_goes_on_rightly_after_what_a_caller_does(action):
     ours, theirs = GrowingLayer(), DynamicLayer()
@@ -77,11 +79,12 @@ def test_it_goes_on_rightly_after_what_a_caller_does(action):
 
 
 @torch.no_grad()
-def test_a_copy_is_independent():
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy])
+def test_a_copy_is_independent(duplicate):
     layer = GrowingLayer()
     layer.update(*make_states(10))
     layer.update(*make_states(1, 1))
-    twin = copy.deepcopy(layer)
+    twin = duplicate(layer)
     kept = twin.keys.clone()
     layer.update(*make_states(1, 2))
     assert torch.equal(twin.keys, kept)

@@ -139,6 +139,33 @@ def test_float16_gradients_of_a_large_batch_do_not_vanish():
         assert (actual - wanted).norm() < 0.02 * wanted.norm()
 
 
+@pytest.mark.parametrize("scale", [1.0, 2.0**15, 2.0**16])
+def test_float16_weights_get_gradients_that_the_loss_scale_keeps(small_chunks, scale):
+    hidden, weight, labels = make_inputs(50, torch.float16)
+    loss = chunked_cross_entropy(hidden, weight, labels, num_items_in_batch=2**20) * scale
+    exact = [tensor.detach().float().requires_grad_() for tensor in (hidden, weight)]
+    expected = torch.autograd.grad(plain(*exact, labels, "sum") / 2**20 * scale, exact)
+    for actual, wanted in zip(torch.autograd.grad(loss, (hidden, weight)), expected):
+        wanted = wanted.half().float()  # what float16 can hold of it
+        assert (actual.float() - wanted).norm() <= 0.02 * wanted.norm() + 1e-6
+
+
+def test_tokens_without_a_loss_get_no_gradient_where_their_rows_cannot_be_taken_out(small_chunks, monkeypatch):
+    """As while a CUDA graph is captured."""
+    monkeypatch.setattr(loss_module, "can_be_read", lambda tensor: False)
+    hidden, weight, labels = make_inputs(20)
+    torch.testing.assert_close(
+        torch.autograd.grad(chunked_cross_entropy(hidden, weight, labels), (hidden, weight)),
+        torch.autograd.grad(plain(hidden, weight, labels), (hidden, weight)),
+    )
+
+
+def test_labels_of_another_length_are_refused():
+    model, ids = make_model().train(), make_ids(2, 30)
+    with pytest.raises(ValueError, match=r"\(2, 4\).*\(2, 8\)"):
+        model(ids, labels=ids[:, :4], logits_to_keep=8, skip_logits=True)
+
+
 def test_it_cannot_be_differentiated_twice():
     hidden, weight, labels = make_inputs(9)
     gradient = torch.autograd.grad(chunked_cross_entropy(hidden, weight, labels), weight, create_graph=True)[0]

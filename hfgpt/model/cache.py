@@ -17,9 +17,9 @@ ROOM = 128
 class GrowingLayer(DynamicLayer):
     """Keys and values of one dense layer, (batch, heads, seq, head_dim), at the beginning of memory with room for more.
 
-    The room is found from the tensors themselves. So what walks over a cache sees keys and values
-    alone, and whatever replaces them (reordered beams, a selection) is given room at the next update.
-    Tensors taken from it hold until tokens are cropped and others written in their place.
+    The room is found from the tensors themselves. So what walks over a cache sees keys and values alone, and whatever
+    replaces them (reordered beams, a selection) is given room at the next update. Tensors taken from it hold until
+    tokens are cropped and others written in their place.
     """
 
     keys: Any

@@ -186,6 +186,7 @@ def _cross_entropy_(
     in_blocks = _in_blocks(logits)
     rows = CACHED_ROWS if in_blocks else tokens
     kept = labels != ignore_index
+    all_kept = can_be_read(logits)  # tokens without a loss have been taken out
     targets = labels.masked_fill(~kept, 0).unsqueeze(-1)
     minus_one = torch.full_like(targets, -1, dtype=torch.float32)
     loss = torch.zeros((), dtype=torch.float32, device=logits.device)
@@ -199,8 +200,7 @@ def _cross_entropy_(
         loss += losses.masked_fill(~kept[block], 0.0).sum()
         if with_gradient:
             probabilities.scatter_add_(-1, targets[block], minus_one[block])
-            if not can_be_read(logits):
-                # Elsewhere tokens without a loss have been taken out.
+            if not all_kept:
                 probabilities = probabilities.masked_fill(~kept[block].unsqueeze(-1), 0.0)
             logits[block] = probabilities
     return loss

@@ -5,10 +5,7 @@ Usage: `python -m torch.distributed.run --nproc_per_node 2 parallel_checks.py FO
 raises leaves its traceback under "error" in place of numbers.
 """
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +20,7 @@ from transformers.distributed import DistributedConfig
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
+from checks import run_checks
 from tiny_models import make_ids, make_model
 
 from hfgpt import GPT3ForSequenceClassification
@@ -235,20 +233,9 @@ CHECKS: dict[str, Callable[[Path], dict[str, float]]] = {
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
     # Where one process fails, the other is not to wait for it for long.
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
-    results: dict[str, dict[str, float] | dict[str, str]] = {}
-    for number, (name, check) in enumerate(CHECKS.items()):
-        try:
-            results[name] = check(folder / str(number))
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
-        (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results, indent=1))
-        dist.barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # gloo's threads can abort the interpreter at exit
+    run_checks(CHECKS)
 
 
 if __name__ == "__main__":

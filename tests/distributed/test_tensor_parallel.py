@@ -5,32 +5,14 @@ pipelined inference; and by PyTorch's pipeline, which also trains. One launch ma
 tests here read its numbers.
 """
 
-import json
-from pathlib import Path
-
 import pytest
-from helpers import run
+from checks import Results, launch_checks, numbers
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each process found."""
-    folder = tmp_path_factory.mktemp("parallel")
-    done = run(
-        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
-        str(Path(__file__).parent / "parallel_checks.py"), folder,
-        check=False, HF_HUB_OFFLINE="1",
-    )  # fmt: skip
-    files = sorted(folder.glob("rank*.json"))
-    assert len(files) == 2, done.stderr
-    return [json.loads(file.read_text()) for file in files]
-
-
-def numbers(results: list[dict[str, dict]], check: str) -> dict[str, float]:
-    """The worst of both processes; fails with their words where one failed, or did not come so far."""
-    failures = [rank.get(check, {"error": "did not run"}).get("error") for rank in results]
-    assert failures == [None, None], "\n".join(filter(None, failures))
-    return {quantity: max(rank[check][quantity] for rank in results) for quantity in results[0][check]}
+    return launch_checks("parallel_checks.py", tmp_path_factory.mktemp("parallel"))
 
 
 @pytest.mark.parametrize("head", ["tied", "untied"])

@@ -6,11 +6,9 @@ activations kept and recomputed. One launch makes all checks (zero3_checks.py); 
 """
 
 import importlib.util
-import json
-from pathlib import Path
 
 import pytest
-from helpers import run
+from checks import Results, launch_checks, numbers
 
 
 # Not imported here: that takes seconds, and fixes the device for all other tests.
@@ -21,24 +19,9 @@ ROUNDED = ["tied, bfloat16", "untied, bfloat16"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What each process found."""
-    folder = tmp_path_factory.mktemp("zero3")
-    done = run(
-        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
-        str(Path(__file__).parent / "zero3_checks.py"), folder,
-        check=False, HF_HUB_OFFLINE="1", DS_ACCELERATOR="cpu",
-    )  # fmt: skip
-    files = sorted(folder.glob("rank*.json"))
-    assert len(files) == 2, done.stderr
-    return [json.loads(file.read_text()) for file in files]
-
-
-def numbers(results: list[dict[str, dict]], check: str) -> dict[str, float]:
-    """The worst of both processes; fails with their words where one failed, or did not come so far."""
-    failures = [rank.get(check, {"error": "did not run"}).get("error") for rank in results]
-    assert failures == [None, None], "\n".join(filter(None, failures))
-    return {quantity: max(rank[check][quantity] for rank in results) for quantity in results[0][check]}
+    return launch_checks("zero3_checks.py", tmp_path_factory.mktemp("zero3"), DS_ACCELERATOR="cpu")
 
 
 @pytest.mark.parametrize("check", EXACT + ROUNDED)

@@ -5,10 +5,7 @@ FOLDER/rank<n>.json, {check: {quantity: number}}: largest differences from the w
 the logits, and facts as 0 or 1. A check that raises leaves its traceback under "error" in place of numbers.
 """
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
@@ -24,6 +21,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "model"))
+from checks import run_checks
 from tiny_models import TINY, make_ids, make_model
 
 from hfgpt.model import loss, modeling_gpt3
@@ -170,21 +168,10 @@ CHECKS: dict[str, Callable[[Path], dict[str, float]]] = {
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
     # Where one process fails, the other is not to wait for it for long.
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     deepspeed.init_distributed("gloo", verbose=False)
-    results: dict[str, dict[str, float] | dict[str, str]] = {}
-    for number, (name, check) in enumerate(CHECKS.items()):
-        try:
-            results[name] = check(folder / str(number))
-        except Exception:
-            results[name] = {"error": traceback.format_exc()}
-        (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(results, indent=1))
-        dist.barrier()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # gloo's threads can abort the interpreter at exit
+    run_checks(CHECKS)
 
 
 if __name__ == "__main__":

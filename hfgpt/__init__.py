@@ -24,9 +24,8 @@ from .model import (
     GPT3Model,
     GPT3PreTrainedModel,
 )
+from .version import __version__
 
-
-__version__ = "0.1.0"
 
 AutoConfig.register("gpt3", GPT3Config, exist_ok=True)
 AutoModel.register(GPT3Config, GPT3Model, exist_ok=True)

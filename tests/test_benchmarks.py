@@ -51,3 +51,14 @@ def test_a_peer_that_fails_is_named_and_the_others_are_timed(tmp_path):
     printed, (record,) = run("training", tmp_path, *SIZES, "--hidden", "30", "--heads", "4", "--lengths", "64")
     assert all("error" in row for row in record["rows"])
     assert "ValueError" in printed
+
+
+def test_reading_is_timed_beside_a_training_step(tmp_path):
+    options = ["--lengths", "64", "--batch-tokens", "128", "--batches", "3", "--corpus-bytes", "100000"]
+    printed, (record,) = run("reading", tmp_path, *options, "--folder", str(tmp_path), *SIZES)
+    step, *reading = record["rows"]
+    assert step["name"] == "training step" and reading[0]["name"] == "reading, in memory"
+    for row in record["rows"]:
+        assert "error" not in row and row["seconds"] > 0 and row["tokens_per_second"] > 0
+        assert f"| {row['name']} |" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]

@@ -1,58 +1,104 @@
-"""From text to a prepared corpus: read, tokenize, join with the end-of-text token, write shards.
+"""From raw text to a prepared corpus: `pipeline` is the list of stages, each a list of steps in the modules beside this.
 
-`prepare` is the list of steps; each is a function below it or in a module beside this one.
+Every stage writes below `OUTPUT.stages/NAME` and runs as independent tasks on datatrove's executors. A finished task is
+never run again, a task that was killed leaves nothing that counts; so the same command goes on where the last one
+stopped, and the result is the same. OUTPUT itself (tokens, tokenizer, metadata, report) appears when it is whole.
 """
 
-import hashlib
-import json
+import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
-from ..config import from_mapping, read_yaml
-from .packing import (
-    METADATA_FILE,
-    TOKENIZER_FOLDER,
-    ShardWriter,
-    Split,
-    read_metadata,
-    token_dtype,
-    write_metadata,
+from ..config import from_mapping, read_yaml, unknown_key
+from ..version import __version__
+from .clean import Clean, CleanConfig, DetectLanguage
+from .decontaminate import (
+    CollectGrams,
+    CountGrams,
+    Decontaminate,
+    DecontaminateConfig,
+    MergeCounts,
+    contamination_report,
 )
-from .readers import RowErrors, SourceConfig, in_test_part, local_files, read_rows
-from .tokenizer import TextSample, TokenizerConfig, encode_documents, load_tokenizer, train_tokenizer
+from .deduplicate import Buckets, Clusters, DeduplicateConfig, DropDuplicates, Signatures, duplicates_report
+from .documents import BYTES_OUT, Ledger, ReadPart, WritePart, read_json, write_json
+from .executors import ExecutorConfig, ray_cluster
+from .extract import Extract
+from .mixture import Mixture
+from .packing import METADATA_FILE, TOKENIZER_FOLDER, read_metadata
+from .quality import QualityConfig, QualityFilter, SampleQuality, TrainQuality, quality_report
+from .readers import local_files
+from .report import write_report
+from .shards import SPLITS, MakeTokenizer, PlanSample, PlanShards, SampleText, Tokenize, WriteShards, shards_of
+from .sources import CorpusSource, ReadRows, WriteParts, plan_reading, read_bad_rows
+from .stages import (
+    LEDGER_FILE,
+    STAGES_ENDING,
+    Stage,
+    another_recipe,
+    chain_fingerprints,
+    drop_outdated,
+    fingerprint_of,
+    is_done,
+    locked,
+    run_stage,
+    stage_names,
+)
+from .tokenizer import TokenizerConfig
 
 
-ENCODE_BATCH_BYTES = 4_000_000
+BAD_ROWS, PLAN_FILE = "bad_rows", "plan.json"
+# Which examples of each benchmark were in the corpus, one JSON line an example.
+CONTAMINATION_FOLDER = "contamination"
+# The mixture is reported for sequences of GPT-3's length.
+REPORT_SEQUENCE_LENGTH = 2048
 
 
 @dataclass
 class CorpusConfig:
     """A corpus recipe."""
 
-    sources: list[SourceConfig] = field(metadata={"help": "What to read, in order."})
+    sources: list[CorpusSource] = field(metadata={"help": "What to read, in order."})
     output_dir: str | None = field(default=None, metadata={"help": "Folder to write; `--output` overrides it."})
+    clean: CleanConfig = field(
+        default_factory=CleanConfig, metadata={"help": "Rules for the pages of a crawl, and what they allow."}
+    )
+    languages: list[str] | None = field(
+        default=None, metadata={"help": "ISO 639-1 codes of the languages to keep. Default: all."}
+    )
+    quality: QualityConfig | None = field(
+        default=None, metadata={"help": "The paper's classifier for sources with `curated: false`. Default: none."}
+    )
+    deduplicate: DeduplicateConfig | str = field(
+        default="minhash",
+        metadata={"help": "minhash (near-duplicates), exact, none; or a mapping with `method` and its settings."},
+    )
+    decontaminate: DecontaminateConfig | None = field(
+        default=None, metadata={"help": "Benchmarks whose text is cut out of the corpus. Default: none."}
+    )
     tokenizer: TokenizerConfig = field(
         default_factory=TokenizerConfig, metadata={"help": "An existing tokenizer, or how to train one."}
     )
     holdout_fraction: float = field(
         default=0.01, metadata={"help": "Share of documents held out as the validation split, chosen by their text."}
     )
-    deduplicate: Literal["exact", "none"] = field(
-        default="exact", metadata={"help": "Drop documents whose text was seen before, in any source."}
-    )
     max_bad_rows: int | None = field(
         default=100, metadata={"help": "More malformed rows than this fail the run; null: never."}
     )
     shard_tokens: int = field(default=100_000_000, metadata={"help": "Tokens in a shard file at most."})
-    seed: int = field(default=0, metadata={"help": "Seed of the held-out split and of the tokenizer's sample."})
+    part_bytes: int = field(
+        default=64_000_000,
+        metadata={"help": "Text in one unit of work, about; it changes how work is divided, not its result."},
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -62,8 +108,54 @@ class CorpusConfig:
             raise ValueError(f"Two `sources` have the same `name`: {', '.join(names)}.")
         if not 0.0 <= self.holdout_fraction < 1.0:
             raise ValueError(f"`holdout_fraction` must be at least 0 and below 1, got {self.holdout_fraction}.")
-        if self.shard_tokens < 1:
-            raise ValueError(f"`shard_tokens` must be at least 1, got {self.shard_tokens}.")
+        for name in ("shard_tokens", "part_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if isinstance(self.deduplicate, str):
+            self.deduplicate = from_mapping(DeduplicateConfig, {"method": self.deduplicate}, "`deduplicate`")
+        without = [source.name for source in self.sources if source.weight is None]
+        if without and len(without) < len(names):
+            raise ValueError(f"Give every source a `weight` or none: {', '.join(without)} has none.")
+        if self.quality is not None:
+            unknown = set(self.quality.positives or ()) - set(names)
+            if unknown:
+                raise unknown_key(sorted(unknown)[0], names, "`positives` of `quality`")
+            if not self.crawl:
+                raise ValueError(
+                    "`quality` filters sources with `curated: false`, and there is none: mark the crawl, or leave it out."
+                )
+            if not self.positives:
+                raise ValueError(
+                    "`quality` learns from curated sources and there is none: add one, or name `positives`."
+                )
+
+    @property
+    def deduplication(self) -> DeduplicateConfig:
+        """`deduplicate` with its settings."""
+        assert isinstance(self.deduplicate, DeduplicateConfig)
+        return self.deduplicate
+
+    @property
+    def crawl(self) -> list[str]:
+        """Names of the sources that are not curated."""
+        return [source.name for source in self.sources if not source.curated]
+
+    @property
+    def positives(self) -> list[str]:
+        """Names of the sources that the quality classifier takes for good text."""
+        chosen = self.quality.positives if self.quality is not None else None
+        return chosen if chosen is not None else [source.name for source in self.sources if source.curated]
+
+    @property
+    def by_priority(self) -> list[CorpusSource]:
+        """The sources, curated ones first: of two near-duplicates the earlier stays."""
+        return sorted(self.sources, key=lambda source: not source.curated)
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Weight of each source in the mixture, or None where the tokens decide."""
+        weights = {source.name: source.weight for source in self.sources if source.weight is not None}
+        return weights or None
 
 
 def load_corpus_config(path: str | Path) -> CorpusConfig:
@@ -75,146 +167,504 @@ def load_corpus_config(path: str | Path) -> CorpusConfig:
     return from_mapping(CorpusConfig, read_yaml(path), str(path))
 
 
-def prepare(config: CorpusConfig, output_dir: str | Path | None = None, overwrite: bool = False) -> dict[str, Any]:
-    """Prepare a corpus: rows -> tokenizer -> tokens -> memory-mapped shards with a held-out split.
+def pipeline(config: CorpusConfig, folder: Path) -> list[Stage]:
+    """The stages of a recipe, in order; each reads what those before it wrote below `folder`.
 
-    The folder appears only when it is whole. Where it is there already, from the same recipe and files, it is kept.
+    Raises:
+        ValueError: A file of a source is not there.
+    """
+    # Every task works on a copy of its stage's steps, which share this ledger.
+    ledger = Ledger()
+    seed, crawl, positives = config.seed, config.crawl, config.positives
+    reading = plan_reading(config.by_priority, config.part_bytes)
+    files = [local_files(source) for source in config.by_priority]
+    stages = []
+
+    last = folder / "read/documents"
+    stages.append(
+        Stage(
+            "read",
+            [
+                ReadRows(reading, folder / "read" / BAD_ROWS, config.max_bad_rows, ledger),
+                Extract(ledger),
+                WriteParts(last, config.part_bytes, ledger),
+            ],
+            settings=[_read_settings(config), files, config.part_bytes],
+            documents=last,
+            tasks=len(reading),
+            input_bytes=sum(size for of_source in files for _, size, _ in of_source),
+        )
+    )
+
+    read_from, last = last, folder / "clean/documents"
+    declared = {source.name: source.language for source in config.sources if source.language is not None}
+    stages.append(
+        Stage(
+            "clean",
+            [
+                ReadPart(read_from, ledger),
+                Clean(config.clean, crawl, ledger),
+                DetectLanguage(config.languages, declared, ledger),
+                WritePart(read_from, last, ledger),
+            ],
+            settings=[asdict(config.clean), crawl, config.languages, declared],
+            read_from=read_from,
+            documents=last,
+        )
+    )
+
+    if config.quality is not None:
+        detected = last.parent / LEDGER_FILE
+        read_from, last = last, folder / "quality/filter/documents"
+        sample, model = folder / "quality/sample/texts", folder / "quality/train/model"
+        stages += [
+            Stage(
+                "quality/sample",
+                [
+                    ReadPart(read_from, ledger),
+                    SampleQuality(config.quality, positives, crawl, read_from, sample, ledger, detected),
+                ],
+                settings=[asdict(config.quality), positives, crawl],
+                read_from=read_from,
+            ),
+            Stage("quality/train", [TrainQuality(config.quality, sample, model, ledger)]),
+            Stage(
+                "quality/filter",
+                [
+                    ReadPart(read_from, ledger),
+                    QualityFilter(config.quality, crawl, model, ledger),
+                    WritePart(read_from, last, ledger),
+                ],
+                read_from=read_from,
+                documents=last,
+            ),
+        ]
+
+    if config.deduplication.method != "none":
+        read_from, last, settings = last, folder / "deduplicate/filter/documents", config.deduplication
+        signatures, pairs, clusters = (
+            folder / "deduplicate" / name / "data" for name in ("signatures", "pairs", "clusters")
+        )
+        stages += [
+            Stage(
+                "deduplicate/signatures",
+                [ReadPart(read_from, ledger), Signatures(signatures, settings, ledger)],
+                settings=asdict(settings),
+                read_from=read_from,
+            ),
+            Stage(
+                "deduplicate/pairs",
+                [Buckets(signatures, pairs, settings, ledger)],
+                tasks=settings.minhash().num_buckets,
+            ),
+            Stage("deduplicate/clusters", [Clusters(signatures, pairs, clusters, read_from, settings, ledger)]),
+            Stage(
+                "deduplicate/filter",
+                [ReadPart(read_from, ledger), DropDuplicates(clusters, ledger), WritePart(read_from, last, ledger)],
+                read_from=read_from,
+                documents=last,
+            ),
+        ]
+
+    if config.decontaminate is not None:
+        read_from, last, found = last, folder / "decontaminate/cut/documents", folder / "decontaminate/grams/data"
+        benchmark_files = [local_files(benchmark) for benchmark in config.decontaminate.benchmarks]
+        stages += [
+            Stage(
+                "decontaminate/grams",
+                [CollectGrams(config.decontaminate, found, ledger)],
+                settings=[asdict(config.decontaminate), benchmark_files],
+            ),
+            Stage(
+                "decontaminate/count",
+                [ReadPart(read_from, ledger), CountGrams(read_from, found, ledger)],
+                read_from=read_from,
+            ),
+            Stage("decontaminate/merge", [MergeCounts(read_from, found, ledger)]),
+            Stage(
+                "decontaminate/cut",
+                [
+                    ReadPart(read_from, ledger),
+                    Decontaminate(config.decontaminate, read_from, found, ledger),
+                    WritePart(read_from, last, ledger),
+                ],
+                read_from=read_from,
+                documents=last,
+            ),
+        ]
+
+    tokenizer, tokens = folder / "tokenizer/make" / TOKENIZER_FOLDER, folder / "tokenize/parts"
+    sample, shares = folder / "tokenizer/sample/texts", folder / "tokenizer/plan/shares.json"
+    plan = folder / "shards/plan" / PLAN_FILE
+    if config.tokenizer.is_new:
+        stages += [
+            Stage(
+                "tokenizer/plan",
+                [PlanSample(last.parent / LEDGER_FILE, config.tokenizer, config.weights, shares, ledger)],
+                settings=[asdict(config.tokenizer), config.weights, seed],
+            ),
+            Stage(
+                "tokenizer/sample",
+                [ReadPart(last, ledger), SampleText(last, shares, sample, seed, ledger)],
+                read_from=last,
+            ),
+        ]
+    stages += [
+        Stage(
+            "tokenizer/make",
+            [MakeTokenizer(config.tokenizer, sample, shares, tokenizer, seed, ledger)],
+            settings=asdict(config.tokenizer),
+        ),
+        Stage(
+            "tokenize",
+            [ReadPart(last, ledger), Tokenize(tokenizer, last, tokens, config.holdout_fraction, seed, ledger)],
+            settings=[config.holdout_fraction, seed],
+            read_from=last,
+        ),
+        Stage(
+            "shards/plan",
+            [PlanShards(tokens, [source.name for source in config.sources], config.shard_tokens, plan, ledger)],
+            settings=[[source.name for source in config.sources], config.shard_tokens],
+        ),
+        Stage(
+            "shards/write",
+            [WriteShards(tokens, plan, folder / "shards/write/files", ledger)],
+            tasks=lambda: len(shards_of(read_json(plan))),
+        ),
+    ]
+    return stages
+
+
+def prepare(
+    config: CorpusConfig,
+    output_dir: str | Path | None = None,
+    overwrite: bool = False,
+    executor: ExecutorConfig | None = None,
+    stage: str | None = None,
+    discard_stages: bool = False,
+) -> dict[str, Any]:
+    """Prepare a corpus, or go on where an earlier run of the same recipe stopped.
 
     Args:
         config: What to read and how.
         output_dir: Folder to write. Default: `config.output_dir`.
-        overwrite: Replace what another recipe made, or the same one from files that have changed.
+        overwrite: Replace what another recipe made, or the same one from files that have changed; stages whose settings
+            and input are the same are kept.
+        executor: Where the tasks run. Default: processes of this machine, as many as it has cores.
+        stage: Run this stage alone, of those that `stage_names` lists; those before it must be done.
+        discard_stages: Delete what the stages wrote when the corpus is whole. Kept, they let another recipe that
+            differs only in later stages start from there.
 
     Returns:
-        The metadata: documents, tokens and bytes by split and by source, malformed rows, the tokenizer's size.
+        The metadata: documents, tokens and bytes by split and by source, malformed rows, the tokenizer's size. With
+        `stage`: that stage's entry of the report.
 
     Raises:
-        ValueError: Bad input, no text at all, too many malformed rows, or a folder with something else in it.
+        ValueError: Bad input, no text at all, too many malformed rows, a full disk, or a folder with something else in
+            it. What is finished is kept.
     """
     if not (output_dir or config.output_dir):
         raise ValueError("Where to? Give `--output DIR` or set `output_dir` in the recipe.")
     output = Path(output_dir or config.output_dir or "").resolve()
-    recipe = {key: value for key, value in asdict(config).items() if key != "output_dir"}
-    inputs = [recipe, [local_files(source) for source in config.sources]]
-    fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+    executor = executor or ExecutorConfig()
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file: choose another folder with --output.")
-    if output.exists() and any(output.iterdir()):
-        known = (output / METADATA_FILE).exists()
-        if known and not overwrite:
-            metadata = read_metadata(output)
-            if metadata.get("inputs_sha256") == fingerprint:
-                print(f"{output} is there already, from the same recipe and files.", file=sys.stderr)
-                return metadata
-        if not (known and overwrite):
-            raise ValueError(
-                f"{output} holds {'a corpus of another recipe or of files that have changed since' if known else 'something else'}: "
-                f"{'pass --overwrite or ' if known else ''}choose another folder with --output."
-            )
-
-    staging = output.parent / f".{output.name}.preparing-{os.getpid()}"
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        tokenizer = make_tokenizer(config)
-        tokenizer.save_pretrained(staging / TOKENIZER_FOLDER)
-        metadata = write_corpus(config, tokenizer, staging, recipe=recipe, inputs_sha256=fingerprint)
-        old = output.parent / f".{output.name}.replaced-{os.getpid()}"
-        if output.exists():
-            os.replace(output, old)
+    folder = output.with_name(output.name + STAGES_ENDING)
+    stages = pipeline(config, folder)
+    groups = stage_names(stages)
+    if stage is not None and stage not in groups:
+        raise ValueError(
+            f"`--stage` must be one of {', '.join(groups)} (in this order; as this recipe has them), got {stage!r}."
+        )
+    fingerprints = chain_fingerprints(stages)
+    whole = fingerprint_of([fingerprints[-1], _recipe(config)])
+    if output.exists() and any(output.iterdir()) and stage is None:
+        if not (output / METADATA_FILE).exists():
+            raise ValueError(f"{output} holds something else: choose another folder with --output.")
+        metadata = read_metadata(output)
+        same = metadata.get("inputs_sha256") == whole
+        if same and not overwrite:
+            print(f"{output} is there already, from the same recipe and files.", file=sys.stderr)
+            return metadata
+        if not overwrite:
+            raise ValueError(another_recipe(output))
+        if same:
+            # Asked to write what is there: its shards may be damaged, and these are the same files.
+            shutil.rmtree(folder / "shards", ignore_errors=True)
+    with locked(folder):
+        drop_outdated(folder, stages, fingerprints, overwrite)
         try:
-            os.replace(staging, output)
-        except OSError:
-            if old.exists():
-                os.replace(old, output)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            with ray_cluster(executor):
+                for number, (one, fingerprint) in enumerate(zip(stages, fingerprints)):
+                    if stage is None or one.group == stage:
+                        run_stage(one, stages[:number], folder, fingerprint, executor)
+                        _check_documents(one, folder, config)
+                    elif groups.index(one.group) < groups.index(stage) and not is_done(folder, one):
+                        raise ValueError(
+                            f"`--stage {stage}` needs {one.group!r}, which is not done: run `--stage {one.group}` first, "
+                            "or all of it without --stage."
+                        )
+            if stage is not None:
+                return _stage_entry(stage, stages, folder)
+            metadata = publish(config, output, folder, stages, inputs_sha256=whole)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise ValueError(
+                f"The disk of {output} is full. What is finished is kept in {folder}: free some space and run the same "
+                "command again."
+            ) from None
+        finally:
+            if not any(folder.glob("**/completions/*")):
+                shutil.rmtree(folder)
+        if discard_stages:
+            shutil.rmtree(folder)
     return metadata
 
 
-def make_tokenizer(config: CorpusConfig) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer, trained on a bounded sample of the sources where it is new."""
-    if not config.tokenizer.is_new:
-        return load_tokenizer(config.tokenizer)
-    # Malformed rows end a bad run here already; they are reported when the shards are written.
-    errors = RowErrors(config.max_bad_rows)
-    sample = TextSample(config.tokenizer.sample_bytes, config.seed)
-    for source in config.sources:
-        for text in _progress(_texts(source, errors), f"tokenizer sample, {source.name}"):
-            sample.add(text)
-    return train_tokenizer(sample, config.tokenizer.vocab_size)
+def _check_documents(stage: Stage, folder: Path, config: CorpusConfig) -> None:
+    """That a stage has not found too many malformed rows, and has left some documents; else it is not done.
+
+    Raises:
+        ValueError: It has, or it has not.
+    """
+    own = folder / stage.name
+    try:
+        _check_ledger(stage, own, config)
+    except ValueError:
+        (own / LEDGER_FILE).unlink()
+        raise
 
 
-def write_corpus(
-    config: CorpusConfig, tokenizer: PreTrainedTokenizerBase, folder: Path, **about: Any
-) -> dict[str, Any]:
-    """Tokenize every source into train and validation shards below `folder`, and write its metadata."""
-    dtype = token_dtype(len(tokenizer))
-    writers = {name: ShardWriter(folder / name, dtype, config.shard_tokens) for name in ("train", "validation")}
-    errors = RowErrors(config.max_bad_rows)
-    seen: set[bytes] = set()
-    sources: dict[str, dict[str, int]] = {}
-    for source in config.sources:
-        counts = sources[source.name] = {"documents": 0, "tokens": 0, "bytes": 0, "duplicates": 0}
-        texts = _progress(_texts(source, errors), f"tokens, {source.name}")
-        for batch in _batches(_deduplicated(texts, seen, counts) if config.deduplicate == "exact" else texts):
-            for text, ids in zip(batch, encode_documents(tokenizer, batch)):
-                size = len(text.encode())
-                # A key of its own: with that of a source's `part`, one division would swallow the other.
-                held_out = in_test_part(f"holdout\0{text.strip()}", config.holdout_fraction, config.seed)
-                ids.append(tokenizer.eos_token_id)
-                writers["validation" if held_out else "train"].add(ids, size)
-                counts["documents"] += 1
-                counts["tokens"] += len(ids)
-                counts["bytes"] += size
-    splits: dict[str, Split] = {name: writer.close() for name, writer in writers.items()}
-    if splits["train"].tokens == 0 and splits["validation"].tokens > 0:
-        raise ValueError("Every document was held out: lower `holdout_fraction`.")
-    if splits["train"].tokens == 0:
+def _check_ledger(stage: Stage, own: Path, config: CorpusConfig) -> None:
+    bad_rows = read_bad_rows(own / BAD_ROWS, config.max_bad_rows) if stage.name == "read" else None
+    if stage.documents is None:
+        return
+    ledger = read_json(own / LEDGER_FILE)
+    if sum(counts.get("documents_out", 0) for counts in ledger["counts"].values()):
+        return
+    if bad_rows is not None:
         raise ValueError(
-            f"No text was read from {', '.join(sources)} ({errors.count} malformed rows): check `path`, `where`, "
-            "`part` and `text_field`."
+            f"No text was read from {', '.join(source.name for source in config.sources)} ({bad_rows['count']} malformed "
+            "rows): check `path`, `where`, `part` and `text_field`."
         )
-    return write_metadata(
-        folder,
-        splits,
-        dtype=dtype.str,
-        vocab_size=len(tokenizer),
-        end_of_text_token_id=tokenizer.eos_token_id,
-        sources=sources,
-        bad_rows={"count": errors.count, "examples": errors.examples},
+    reasons = Counter[str]()
+    for dropped in ledger["dropped"].values():
+        reasons.update({reason: numbers["documents"] for reason, numbers in dropped.items()})
+    why = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
+    raise ValueError(f"Stage {stage.name!r} left no document: {why}. Change its settings in the recipe.")
+
+
+def publish(config: CorpusConfig, output: Path, folder: Path, stages: list[Stage], **about: Any) -> dict[str, Any]:
+    """Put shards, tokenizer, report and metadata together, and then in their place.
+
+    Raises:
+        ValueError: There is nothing to train on, or the weights do not fit.
+    """
+    plan = read_json(folder / "shards/plan" / PLAN_FILE)
+    splits = {split: _split_entry(plan["splits"][split]) for split in SPLITS}
+    if splits["train"]["tokens"] == 0:
+        raise ValueError("Every document was held out: lower `holdout_fraction`.")
+    if config.weights is not None:
+        # Says what is wrong with the weights now and not when training starts.
+        tokens = {name: entry["tokens"] for name, entry in splits["train"]["sources"].items()}
+        Mixture(config.weights, tokens, config.seed)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer/make" / TOKENIZER_FOLDER)
+    metadata = {
+        "dtype": plan["dtype"],
+        "vocab_size": len(tokenizer),
+        "end_of_text_token_id": tokenizer.eos_token_id,
+        "weights": config.weights,
+        "sources": _source_counts(config, folder, splits),
+        "bad_rows": read_bad_rows(folder / "read" / BAD_ROWS, None),
+        "recipe": _recipe(config),
         **about,
+        "splits": splits,
+    }
+    for left in output.parent.glob(f".{output.name}.publishing-*"):
+        shutil.rmtree(left)
+    staging = output.parent / f".{output.name}.publishing-{os.getpid()}"
+    shutil.copytree(folder / "tokenizer/make" / TOKENIZER_FOLDER, staging / TOKENIZER_FOLDER)
+    for split in splits.values():
+        for shard in split["shards"]:
+            _link(folder / "shards/write/files" / shard["file"], staging / shard["file"])
+    write_report(make_report(config, output.name, folder, stages, metadata), staging)
+    if config.decontaminate is not None:
+        shutil.copytree(folder / "decontaminate/grams/data/examples", staging / CONTAMINATION_FOLDER)
+    write_json(staging / METADATA_FILE, metadata)
+    # Under a name that the next run clears away, should this one be killed here.
+    replaced = staging.with_name(f"{staging.name}-replaced")
+    if output.exists():
+        os.replace(output, replaced)
+    os.replace(staging, output)
+    shutil.rmtree(replaced, ignore_errors=True)
+    return read_metadata(output)
+
+
+def _split_entry(sources: dict[str, Any]) -> dict[str, Any]:
+    """A split of the metadata: the sum over the sources, and each of them."""
+    entries = {
+        name: {**source, "shards": [{"file": shard["file"], "tokens": shard["tokens"]} for shard in source["shards"]]}
+        for name, source in sources.items()
+    }
+    numbers = {key: sum(entry[key] for entry in entries.values()) for key in ("documents", "tokens", "bytes")}
+    return {
+        **numbers,
+        "shards": [shard for entry in entries.values() for shard in entry["shards"]],
+        "sources": entries,
+    }
+
+
+def _source_counts(config: CorpusConfig, folder: Path, splits: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Documents, tokens and bytes of each source in all splits, and how many were duplicates."""
+    dropped = (
+        read_json(folder / "deduplicate/filter" / LEDGER_FILE)["dropped"]
+        if config.deduplication.method != "none"
+        else {}
     )
+    return {
+        source.name: {
+            **{
+                key: sum(split["sources"][source.name][key] for split in splits.values())
+                for key in ("documents", "tokens", "bytes")
+            },
+            "duplicates": sum(numbers["documents"] for numbers in dropped.get(source.name, {}).values()),
+        }
+        for source in config.sources
+    }
 
 
-def _texts(source: SourceConfig, errors: RowErrors) -> Iterator[str]:
-    return (row[source.text_field] for row in read_rows(source, errors))
+def make_report(
+    config: CorpusConfig, name: str, folder: Path, stages: list[Stage], metadata: dict[str, Any]
+) -> dict[str, Any]:
+    """What became of every document, stage by stage, and what the corpus is made of (the fields of `report.json`)."""
+    names = [source.name for source in config.sources]
+    train = metadata["splits"]["train"]
+    report: dict[str, Any] = {
+        "name": name,
+        "hfgpt_version": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": metadata["recipe"],
+        "sources": names,
+        "stages": [_stage_entry(group, stages, folder) for group in stage_names(stages)],
+        "fertility": _fertility(read_json(folder / "shards/plan" / PLAN_FILE)["languages"]),
+        "tokenizer": read_json(folder / "tokenizer/make/about.json"),
+        "splits": {
+            split: {key: entry[key] for key in ("documents", "tokens", "bytes")}
+            for split, entry in metadata["splits"].items()
+        },
+        "tokens_by_source": {
+            name: {split: entry["sources"][name]["tokens"] for split, entry in metadata["splits"].items()}
+            for name in names
+        },
+        "bad_rows": metadata["bad_rows"],
+    }
+    report["mixture"] = _mixture(config, train)
+    if config.deduplication.method != "none":
+        report["duplicates"] = duplicates_report(
+            folder / "deduplicate/clusters/data", _read_from("deduplicate", stages)
+        )
+    if config.decontaminate is not None:
+        found = folder / "decontaminate/grams/data"
+        report["contamination"] = contamination_report(
+            config.decontaminate, _read_from("decontaminate", stages), found
+        )["benchmarks"]
+    if config.quality is not None:
+        report["quality"] = quality_report(
+            read_json(folder / "quality/train/model/summary.json"),
+            read_json(folder / "quality/filter" / LEDGER_FILE)["counts"],
+        )
+    return report
 
 
-def _deduplicated(texts: Iterator[str], seen: set[bytes], counts: dict[str, int]) -> Iterator[str]:
-    for text in texts:
-        digest = hashlib.blake2b(text.strip().encode(), digest_size=16).digest()
-        if digest in seen:
-            counts["duplicates"] += 1
-        else:
-            seen.add(digest)
-            yield text
+def _mixture(config: CorpusConfig, train: dict[str, Any]) -> dict[str, Any]:
+    """What a run over as many tokens as there are takes from each source."""
+    tokens = {name: entry["tokens"] for name, entry in train["sources"].items() if entry["tokens"]}
+    if config.weights is None:
+        rows = [
+            {
+                "source": name,
+                "weight": None,
+                "weight_normalised": count / train["tokens"],
+                "realised": count / train["tokens"],
+                "tokens": count,
+                "epochs": 1.0,
+            }
+            for name, count in tokens.items()
+        ]
+        return {"train_tokens": train["tokens"], "sources": rows}
+    length = min(REPORT_SEQUENCE_LENGTH, *tokens.values())
+    mixture = Mixture(config.weights, {name: count // length for name, count in tokens.items()}, config.seed)
+    rows = [
+        {
+            "source": row["source"],
+            "weight": config.weights[row["source"]],
+            "weight_normalised": row["weight"],
+            "realised": row["realised_weight"],
+            "tokens": row["tokens"],
+            "epochs": row["epochs"],
+        }
+        for row in mixture.report(train["tokens"] // length, length)
+    ]
+    return {"train_tokens": train["tokens"], "sources": rows}
 
 
-def _batches(texts: Iterator[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= ENCODE_BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+def _read_from(group: str, stages: list[Stage]) -> Path:
+    """The documents that a group of stages starts from."""
+    return next(stage.read_from for stage in stages if stage.group == group and stage.read_from is not None)
 
 
-def _progress(texts: Iterator[str], what: str) -> Iterator[str]:
-    """A bar on a terminal, nothing in a log."""
-    return tqdm(texts, desc=what, unit=" documents", mininterval=0.5, disable=None)
+def _stage_entry(group: str, stages: list[Stage], folder: Path) -> dict[str, Any]:
+    """A group of stages as the report shows it: the documents of its last stage, the time of all."""
+    ledgers = [read_json(folder / stage.name / LEDGER_FILE) for stage in stages if stage.group == group]
+    last = next(
+        (
+            ledger
+            for ledger in reversed(ledgers)
+            if any("documents_out" in counts for counts in ledger["counts"].values())
+        ),
+        ledgers[-1],
+    )
+    return {
+        "name": group,
+        **{key: sum(ledger[key] for ledger in ledgers) for key in ("seconds", "cpu_seconds", "tasks")},
+        "sources": {
+            source: {key: number for key, number in counts.items() if not key.startswith(BYTES_OUT)}
+            for source, counts in last["counts"].items()
+        },
+        "dropped": last["dropped"],
+        "examples": last["examples"],
+    }
+
+
+def _fertility(languages: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """Tokens per word, byte and document of each language; "und" is text too short to tell."""
+    return [
+        {
+            "language": language,
+            **numbers,
+            "tokens_per_word": numbers["tokens"] / max(numbers["words"], 1),
+            "tokens_per_byte": numbers["tokens"] / max(numbers["bytes"], 1),
+            "tokens_per_document": numbers["tokens"] / max(numbers["documents"], 1),
+        }
+        for language, numbers in sorted(languages.items(), key=lambda item: -item[1]["bytes"])
+    ]
+
+
+def _recipe(config: CorpusConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key != "output_dir"}
+
+
+def _read_settings(config: CorpusConfig) -> list[dict[str, Any]]:
+    """What reading depends on: the sources in their order, without what only later stages use."""
+    later = ("weight", "curated", "language")
+    return [{key: value for key, value in asdict(source).items() if key not in later} for source in config.by_priority]
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for a file, or a copy where the file system has no such thing."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -2,14 +2,20 @@
 
 A prepared corpus is a folder:
 
-    metadata.json       what is in it: splits, shards, tokens, bytes, sources, the end-of-text id
+    metadata.json       what is in it: splits, shards, tokens, bytes, sources and their weights, the end-of-text id
     tokenizer/          loads with AutoTokenizer
-    train/00000.bin     token ids, uint16 (uint32 above 65,536 words), documents joined by the end-of-text token
-    validation/00000.bin
+    train/SOURCE/00000.bin  token ids, uint16 (uint32 above 65,536 words), documents ended by the end-of-text token
+    validation/SOURCE/00000.bin
+
+`splits.train.sources` in the metadata names the shards of each source. Without it (`train/00000.bin`, as earlier
+versions wrote) the split is one stream of all sources, which can be read but not weighted.
 """
 
+import hashlib
 import json
+import mmap
 from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -18,6 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import Dataset
+
+from .mixture import Mixture, permute
 
 
 METADATA_FILE = "metadata.json"
@@ -113,19 +121,28 @@ def write_metadata(corpus: Path, splits: dict[str, Split], **rest: Any) -> dict[
 
 
 class TokenStream:
-    """The tokens of one split as one long array, memory-mapped.
+    """The tokens of one split, or of one source in it, as one long array, memory-mapped.
+
+    Args:
+        corpus: Folder of a prepared corpus.
+        split: Name of the split.
+        source: Name of the source. Default: all of them, one after the other.
+        random_access: Whether it is read here and there: the disk then reads what is asked for and nothing around it.
 
     Raises:
-        ValueError: A shard is missing or its size is not what the metadata says.
+        ValueError: There is no such split or source; a shard is missing or its size is not what the metadata says.
     """
 
-    def __init__(self, corpus: str | Path, split: str):
+    def __init__(self, corpus: str | Path, split: str, source: str | None = None, random_access: bool = False):
         metadata = read_metadata(corpus)
-        if split not in metadata["splits"]:
-            raise ValueError(f"{corpus} has no split {split!r}; it has {', '.join(metadata['splits'])}.")
-        self.info: dict[str, Any] = metadata["splits"][split]
+        self.info: dict[str, Any] = _split_info(metadata, corpus, split)
+        if source is not None:
+            sources = _sources(self.info, corpus)
+            if source not in sources:
+                raise ValueError(f"{corpus} has no source {source!r}; it has {', '.join(sources)}.")
+            self.info = sources[source]
         dtype = np.dtype(metadata["dtype"])
-        self._dtype, self._paths = dtype, []
+        self._dtype, self._random_access, self._paths = dtype, random_access, []
         for shard in self.info["shards"]:
             path = Path(corpus) / shard["file"]
             size = path.stat().st_size if path.exists() else -1
@@ -139,7 +156,7 @@ class TokenStream:
         self._ends = list(accumulate(shard["tokens"] for shard in self.info["shards"]))
 
     def _map(self) -> None:
-        self._shards = [np.memmap(path, dtype=self._dtype, mode="r") for path in self._paths]
+        self._shards = [_map_file(path, self._dtype, self._random_access) for path in self._paths]
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map is its data: a spawned worker maps the files itself.
@@ -162,32 +179,50 @@ class TokenStream:
             parts.append(part)
             start += len(part)
             shard += 1
-        return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, dtype=np.int64)
+        # One shard is the rule: then there is nothing to join first.
+        return (parts[0] if len(parts) == 1 else np.concatenate(parts or [[]])).astype(np.int64)
+
+    def sequences(self, sequence_length: int) -> Iterator[np.ndarray]:
+        """Every whole sequence in order, as arrays (sequences, sequence_length) of the shards' own type.
+
+        They are the memory maps themselves, without a copy, but for sequences that lie in two shards.
+        """
+        start, stop = 0, len(self) // sequence_length * sequence_length
+        while start < stop:
+            shard = bisect_right(self._ends, start)
+            count = (min(self._ends[shard], stop) - start) // sequence_length
+            if count:
+                first = start - (self._ends[shard] - len(self._shards[shard]))
+                array = self._shards[shard][first : first + count * sequence_length]
+            else:
+                count = 1
+                array = self.read(start, start + sequence_length).astype(self._dtype)
+            yield array.reshape(count, sequence_length)
+            start += count * sequence_length
 
 
-def permute(index: int, size: int, seed: int, epoch: int) -> int:
-    """Where `index` goes in the permutation of `range(size)` drawn by (seed, epoch).
+def _map_file(path: Path, dtype: np.dtype, random_access: bool) -> np.ndarray:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if random_access and hasattr(mmap, "MADV_RANDOM"):
+        # By default a page that is not in memory brings megabytes of its neighbours with it, for a sequence of 4 KB.
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype=dtype)
 
-    A Feistel network on the smallest even number of bits that holds `size`, walked until it lands inside: constant
-    time and memory, so the order of a run never has to be computed or stored as a whole.
-    """
-    half = max((size - 1).bit_length() + 1, 2) // 2
-    mask = (1 << half) - 1
-    while True:
-        left, right = index >> half, index & mask
-        for turn in range(4):
-            mixed = (right * 0x9E3779B97F4A7C15 + seed * 0xBF58476D1CE4E5B9 + epoch * 0x94D049BB133111EB + turn) & (
-                2**64 - 1
-            )
-            mixed ^= mixed >> 30
-            mixed = (mixed * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-            mixed ^= mixed >> 27
-            mixed = (mixed * 0x94D049BB133111EB) & (2**64 - 1)
-            mixed ^= mixed >> 31
-            left, right = right, left ^ (mixed & mask)
-        index = (left << half) | right
-        if index < size:
-            return index
+
+def _split_info(metadata: dict[str, Any], corpus: str | Path, split: str) -> dict[str, Any]:
+    if split not in metadata["splits"]:
+        raise ValueError(f"{corpus} has no split {split!r}; it has {', '.join(metadata['splits'])}.")
+    return metadata["splits"][split]
+
+
+def _sources(split_info: dict[str, Any], corpus: str | Path) -> dict[str, Any]:
+    if "sources" not in split_info:
+        raise ValueError(
+            f"{corpus} was prepared with all its sources in one stream, which cannot be told apart or weighted: run "
+            "`hfgpt prepare --overwrite` again."
+        )
+    return split_info["sources"]
 
 
 class PackedDataset(Dataset):
@@ -196,39 +231,122 @@ class PackedDataset(Dataset):
     The corpus is cut into sequences of `sequence_length` tokens; each epoch takes every sequence once, in an order
     drawn by (seed, epoch). Documents are not masked from one another, as in the paper.
 
+    Where the sources have weights, each is cut and drawn on its own, and `Mixture` says which one a sample is of;
+    else the split is one stream, so that each source has its share of the tokens.
+
     Args:
         corpus: Folder of a prepared corpus.
         sequence_length: Tokens in a sequence.
         num_samples: Sequences in the run, any number of epochs.
         seed: Seed of the order.
+        split: Name of the split.
+        weights: Weight of every source. Default: the corpus' own, if it has any.
 
     Raises:
-        ValueError: The split holds less than one sequence.
+        ValueError: The split holds less than one sequence; weights that do not fit the sources.
     """
 
     def __init__(
-        self, corpus: str | Path, sequence_length: int, num_samples: int, seed: int = 0, split: str = "train"
+        self,
+        corpus: str | Path,
+        sequence_length: int,
+        num_samples: int,
+        seed: int = 0,
+        split: str = "train",
+        weights: Mapping[str, float] | None = None,
     ):
-        self._stream = TokenStream(corpus, split)
         self.sequence_length, self.num_samples, self.seed = sequence_length, num_samples, seed
-        self.sequences_per_epoch = len(self._stream) // sequence_length
+        metadata = read_metadata(corpus)
+        weights = metadata.get("weights") if weights is None else weights
+        names = [None] if weights is None else list(_sources(_split_info(metadata, corpus, split), corpus))
+        self._streams: dict[Any, TokenStream] = {
+            name: TokenStream(corpus, split, name, random_access=True) for name in names
+        }
+        sequences = {name: len(stream) // sequence_length for name, stream in self._streams.items()}
+        self.sequences_per_epoch = sum(sequences.values())
         if self.sequences_per_epoch == 0:
             raise ValueError(
-                f"Split {split!r} of {corpus} has {len(self._stream)} tokens, less than one sequence of "
-                f"{sequence_length} (`sequence_length`): add text or shorten the sequence."
+                f"Split {split!r} of {corpus} has {sum(map(len, self._streams.values()))} tokens, less than one "
+                f"sequence of {sequence_length} (`sequence_length`): add text or shorten the sequence."
             )
+        self.mixture = None if weights is None else Mixture(weights, sequences, seed)
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels`, each (sequence_length,) int64."""
+    def locate(self, index: int) -> tuple[str | None, int, int]:
+        """Sample `index` of the run: its source (None without weights), epoch, and place among the sequences there."""
         if not 0 <= index < self.num_samples:
             raise IndexError(index)
+        if self.mixture is not None:
+            return self.mixture.locate(index)
         epoch, position = divmod(index, self.sequences_per_epoch)
-        start = self.sequence_length * permute(position, self.sequences_per_epoch, self.seed, epoch)
-        input_ids = torch.from_numpy(self._stream.read(start, start + self.sequence_length))
+        return None, epoch, permute(position, self.sequences_per_epoch, self.seed, epoch)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """`input_ids` and `labels`, each (sequence_length,) int64."""
+        source, _, sequence = self.locate(index)
+        start = self.sequence_length * sequence
+        input_ids = torch.from_numpy(self._streams[source].read(start, start + self.sequence_length))
         return {"input_ids": input_ids, "labels": input_ids.clone()}
+
+
+def as_dataset(
+    corpus: str | Path,
+    split: str = "train",
+    sequence_length: int = 2048,
+    num_samples: int | None = None,
+    seed: int = 0,
+    weights: Mapping[str, float] | None = None,
+) -> Any:
+    """A prepared corpus as a `datasets.Dataset` with the column `input_ids`, a row for each sequence.
+
+    Rows have `sequence_length` ids in the shards' own type (uint16 or uint32), which `with_format("torch")` and
+    transformers' collators make int64. Without `num_samples` the table is the memory maps, not a copy of them: every
+    sequence in the corpus' order. With it, `select` puts the same rows in the order of a run, at 8 bytes a row.
+
+    Use it to inspect, convert (`to_parquet`, `save_to_disk`) or push a corpus. To train in spawned loader workers read
+    it back from `save_to_disk` first, or use `PackedDataset`: a table in memory is pickled with its data.
+
+    Args:
+        corpus: Folder of a prepared corpus.
+        split: Name of the split.
+        sequence_length: Tokens in a sequence.
+        num_samples: Sequences of a run. Default: every sequence once, in the corpus' order.
+        seed: Seed of the run.
+        weights: As for `PackedDataset`.
+
+    Raises:
+        ValueError: As for `PackedDataset`.
+    """
+    import pyarrow as pa
+    from datasets import Dataset as ArrowDataset
+    from datasets import NamedSplit
+
+    packed = PackedDataset(corpus, sequence_length, num_samples or 0, seed, split, weights)
+    chunks, first_row, rows = [], {}, 0
+    for source in packed._streams:
+        first_row[source] = rows
+        for array in TokenStream(corpus, split, source).sequences(sequence_length):
+            native = array.astype(array.dtype.newbyteorder("="), copy=False)
+            ids = pa.Array.from_buffers(pa.from_numpy_dtype(native.dtype), native.size, [None, pa.py_buffer(native)])
+            chunks.append(pa.FixedSizeListArray.from_arrays(ids, sequence_length))
+            rows += len(array)
+    # Else datasets would read the whole corpus to name the table.
+    metadata = Path(corpus).resolve() / METADATA_FILE
+    name = f"{metadata} {metadata.stat().st_mtime_ns} {split} {sequence_length} {sorted(first_row, key=str)}"
+    table = pa.table({"input_ids": pa.chunked_array(chunks)})
+    dataset = ArrowDataset(table, split=NamedSplit(split), fingerprint=_fingerprint(name))
+    if num_samples is None:
+        return dataset
+    places = (packed.locate(index) for index in range(num_samples))
+    order = np.fromiter((first_row[source] + sequence for source, _, sequence in places), np.uint64, num_samples)
+    weights_used = packed.mixture and packed.mixture.weights
+    return dataset.select(order, new_fingerprint=_fingerprint(f"{name} {num_samples} {seed} {weights_used}"))
+
+
+def _fingerprint(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 class HeldOutDataset(Dataset):

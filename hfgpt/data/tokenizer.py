@@ -2,9 +2,12 @@
 
 import heapq
 import json
-from collections.abc import Iterable, Iterator
+import re
+from array import array
+from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import fsspec
@@ -14,6 +17,9 @@ from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBa
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+# Longer texts are encoded in pieces: on all cores, and in the memory of a piece.
+ENCODE_CHARACTERS = 100_000
+PIECES_PER_BATCH = 64
 # The 256 bytes and two special tokens.
 MIN_VOCAB_SIZE = 258
 
@@ -32,7 +38,19 @@ class TokenizerConfig:
         default=50_000_000, metadata={"help": "UTF-8 bytes of text a new tokenizer is trained on at most."}
     )
 
+    language_shares: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Share of each language in that sample, such as {en: 0.5, ko: 0.5}. Default: as the sources' weights "
+            "or, without weights, the text there is."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.language_shares is not None:
+            for language, share in self.language_shares.items():
+                if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < float("inf"):
+                    raise ValueError(f"`language_shares` must be numbers above 0, got {share!r} for {language!r}.")
         if (self.vocab_file is None) != (self.merges_file is None):
             raise ValueError("`vocab_file` and `merges_file` of a tokenizer go together.")
         if self.path is not None and self.vocab_file is not None:
@@ -122,7 +140,7 @@ class TextSample:
     def __init__(self, max_bytes: int, seed: int = 0):
         self.max_bytes = max_bytes
         self._key = f"{seed}".encode()
-        self._bytes = 0
+        self.bytes = 0
         self._heap: list[tuple[int, str, int]] = []  # largest hash first
         self._held: set[int] = set()
 
@@ -130,21 +148,37 @@ class TextSample:
         """Offer one text."""
         data = text.encode()
         hashed = int.from_bytes(blake2b(data, digest_size=8, key=self._key).digest(), "big")
-        if hashed in self._held or (self._bytes >= self.max_bytes and -hashed < self._heap[0][0]):
+        if hashed in self._held or (self.bytes >= self.max_bytes and -hashed < self._heap[0][0]):
             return
         heapq.heappush(self._heap, (-hashed, text, len(data)))
         self._held.add(hashed)
-        self._bytes += len(data)
-        while self._bytes - self._heap[0][2] >= self.max_bytes:
+        self.bytes += len(data)
+        while self.bytes - self._heap[0][2] >= self.max_bytes:
             dropped, _, size = heapq.heappop(self._heap)
             self._held.remove(-dropped)
-            self._bytes -= size
+            self.bytes -= size
 
     def __iter__(self) -> Iterator[str]:
         return (text for _, text, _ in sorted(self._heap, reverse=True))
 
 
-def encode_documents(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+# One white space between two other characters: GPT-2's pre-tokenization always begins a word there.
+_WORD_BORDER = re.compile(r"(?<=\S)[ \n](?=\S)")
+
+
+def split_text(text: str, max_characters: int) -> Iterator[str]:
+    """Pieces of about `max_characters` that a byte-level BPE encodes as it does the whole; they join to `text`."""
+    start = 0
+    while len(text) - start > max_characters:
+        border = _WORD_BORDER.search(text, start + max_characters)
+        if border is None:
+            break
+        yield text[start : border.start()]
+        start = border.start()
+    yield text[start:] if start else text
+
+
+def encode_documents(tokenizer: Any, texts: list[str]) -> Sequence[MutableSequence[int]]:
     """Token ids of each text, without special tokens; a literal "<|endoftext|>" in a text stays text."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -152,6 +186,25 @@ def encode_documents(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if not (_splits_at_spaces(backend) and any(len(text) > ENCODE_CHARACTERS for text in texts)):
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        found: list[MutableSequence[int]] = [array("I") for _ in texts]
+        pieces = ((ids, piece) for ids, text in zip(found, texts) for piece in split_text(text, ENCODE_CHARACTERS))
+        while batch := list(islice(pieces, PIECES_PER_BATCH)):
+            encodings = backend.encode_batch_fast([piece for _, piece in batch], add_special_tokens=False)
+            for (ids, _), encoding in zip(batch, encodings):
+                ids.extend(encoding.ids)
+        return found
     finally:
         backend.encode_special_tokens = before
+
+
+def _splits_at_spaces(backend: Tokenizer) -> bool:
+    """Whether this is GPT-2's pre-tokenization, so that a long text may be encoded in pieces."""
+    pre_tokenizer = backend.pre_tokenizer
+    return (
+        backend.normalizer is None
+        and isinstance(pre_tokenizer, pre_tokenizers.ByteLevel)
+        and not pre_tokenizer.add_prefix_space
+        and pre_tokenizer.use_regex
+    )

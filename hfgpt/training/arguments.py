@@ -109,6 +109,12 @@ class PretrainConfig:
     sequence_length: int | None = field(
         default=None, metadata={"help": "Tokens in a training sequence. Default: max_position_embeddings."}
     )
+    mixture_weights: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": "Weight of every source in training, of any sum: {wikipedia: 3, books: 8}. Default: the corpus' own."
+        },
+    )
     attn_implementation: str = field(
         default="sdpa", metadata={"help": "eager, sdpa, flash_attention_2, flex_attention, ..."}
     )
@@ -118,6 +124,10 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         self.model_overrides = parse_mapping(self.model_overrides, "model_overrides") or {}
+        weights = parse_mapping(self.mixture_weights, "mixture_weights")
+        if weights is not None:
+            weights = {name: coerce(value, float, f"`{name}` in `mixture_weights`") for name, value in weights.items()}
+        self.mixture_weights = weights
         # Checked here, before anything is loaded.
         GPT3Config.from_preset(self.preset, **self.model_overrides)
 

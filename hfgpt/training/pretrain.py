@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
 from transformers.utils import logging
 
 from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read_metadata
@@ -30,7 +30,8 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
 
     Returns:
         The metrics: `eval_loss_before` (of the random weights), `eval_loss`, `eval_perplexity`,
-        `eval_bits_per_byte`, `train_tokens`, `train_tokens_per_second`, `peak_memory_bytes` and Trainer's own.
+        `eval_bits_per_byte`, `train_tokens`, `train_tokens_per_second`, `peak_memory_bytes` and Trainer's own; of a
+        corpus with weights also `mixture`, what the run has read of each source (`Mixture.report`).
 
     Raises:
         ValueError: The corpus, the model and the arguments do not fit together.
@@ -59,6 +60,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         sequence_length,
         args.max_steps * tokens_per_step // sequence_length,
         seed=args.seed if args.data_seed is None else args.data_seed,
+        weights=config.mixture_weights,  # type: ignore[arg-type]
     )
     eval_dataset = HeldOutDataset(
         config.corpus, sequence_length, metadata["end_of_text_token_id"], config.max_eval_tokens
@@ -77,6 +79,9 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     if checkpoint is not None:
         logger.warning(f"Resuming from {checkpoint}.")
         args.eval_on_start = False
+    mixture = train_dataset.mixture
+    if mixture is not None and args.process_index == 0:
+        logger.warning(mixture_table(mixture.report(len(train_dataset), sequence_length)))
 
     set_seed(args.seed)
     model = AutoModelForCausalLM.from_config(model_config, attn_implementation=config.attn_implementation)
@@ -86,6 +91,8 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         train_dataset=train_dataset,
         eval_dataset=eval_dataset if len(eval_dataset) else None,
         processing_class=tokenizer,
+        # The default for a tokenizer would turn each id into a Python number and back, and add a mask of ones.
+        data_collator=default_data_collator,
         tokens_per_step=tokens_per_step,
         callbacks=[LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE, tokens_per_step)],
     )
@@ -104,9 +111,22 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
             metrics["eval_loss_before"] = before[0]
     metrics["peak_memory_bytes"] = peak_memory_bytes()
     trainer.log_metrics("all", metrics)
+    if mixture is not None:
+        samples = trainer.state.global_step * tokens_per_step // sequence_length
+        metrics["mixture"] = mixture.report(samples, sequence_length)
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
     return metrics
+
+
+def mixture_table(report: list[dict[str, Any]]) -> str:
+    """Lines for the log: what a run reads of each source."""
+    width = max(len(row["source"]) for row in report)
+    lines = [
+        f"  {row['source']:<{width}}  {row['weight']:7.2%}  {row['tokens']:>17,} tokens  {row['epochs']:8.2f} epochs"
+        for row in report
+    ]
+    return "\n".join(["The mixture of this run:", *lines])
 
 
 def make_model_config(config: PretrainConfig, metadata: dict[str, Any], tokenizer: Any) -> GPT3Config:

@@ -1,20 +1,27 @@
 """Rows come out of every format whole; what cannot be read is counted by file and line, and the rest goes on."""
 
 import bz2
+import dataclasses
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import lzma
+import re
+import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
 
-from hfgpt.data.readers import RowErrors, SourceConfig, in_test_part, read_rows
+from hfgpt.data.readers import MARKUP, RowErrors, SourceConfig, decode_page, in_test_part, read_rows, split_files
 
 
 COMPRESSORS = {
@@ -571,3 +578,405 @@ def test_settings_of_a_source_that_do_not_fit_together_are_refused(values, reaso
 )
 def test_source_is_named_after_its_path_unless_it_has_a_name(values, name):
     assert SourceConfig(**values).name == name
+
+
+KOREAN = "아름다운 우리말, 뙤약볕과 펲시"
+
+
+def html(text, charset=None):
+    head = f'<meta charset="{charset}">' if charset else ""
+    return f"<!DOCTYPE html><html><head>{head}</head><body><p>{text}</p></body></html>"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared", "in_page"),
+    [
+        ("cp949", "EUC-KR", None),
+        ("cp949", "ks_c_5601-1987", "utf-8"),
+        ("cp949", None, "euc-kr"),
+        # What servers declare that were never set up, and what is no charset.
+        ("cp949", "iso-8859-1", "euc-kr"),
+        ("cp949", "none", "KS_C_5601-1987"),
+        ("cp949", "utf-8", "ms949"),
+        ("utf-8", None, None),
+        ("utf-8", "iso-8859-1", None),
+        ("utf-8", "euc-kr", "utf-8"),
+        ("utf-8-sig", "euc-kr", "euc-kr"),
+        ("utf-16", None, "utf-16"),
+        ("utf-16", "euc-kr", None),
+        ("gb18030", "gb2312", None),
+        ("cp949", "hex", "rot13 "),
+    ],
+)
+def test_page_is_decoded_by_its_header_its_own_word_or_its_bytes(encoding, declared, in_page):
+    page = html(KOREAN * 20, in_page)
+    assert decode_page(page.encode(encoding), declared)[0] == page
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared", "text"),
+    [
+        ("cp1252", "iso-8859-1", "“Café” – naïve"),
+        ("cp932", "shift_jis", "日本語①髙"),
+        ("gb18030", "gb2312", "鎔基"),
+        ("cp1251", "windows-1251", "Широкая электрификация"),
+        ("iso2022_jp", "iso-2022-jp", "日本語"),
+        ("big5hkscs", "big5", "香港"),
+    ],
+)
+def test_charsets_are_read_as_browsers_read_them(encoding, declared, text):
+    assert decode_page(html(text).encode(encoding), declared)[0] == html(text)
+
+
+def test_charset_that_nobody_declares_is_found_in_a_long_page():
+    """Its sample must not end inside a character."""
+    for shift in range(2):
+        page = "x" * shift + html(f"<p>{KOREAN * 3}</p>" * 2000)
+        assert decode_page(page.encode("cp949"))[0] == page
+
+
+def test_page_cut_inside_a_character_is_read_up_to_it():
+    page = html(KOREAN).partition("시")[0]
+    for encoding in ("utf-8", "cp949"):
+        data = (page + "시").encode(encoding)[:-1]
+        assert decode_page(data, encoding, cut=True)[0] == page
+        assert decode_page(data, encoding)[0] != page
+
+
+@pytest.mark.parametrize("name", ["a.html", "a.HTM.xhtml", "a.htm", "a.html.gz"])
+def test_html_file_is_one_page(write, name):
+    page = html(KOREAN, "euc-kr")
+    path = write(name, gzip.compress(page.encode("cp949")) if name.endswith(".gz") else page.encode("cp949"))
+    rows, errors = read(path=path, text_field="body")
+    assert rows == [{"body": page, "url": None, MARKUP: "html"}]
+    assert errors.count == 0
+
+
+def test_html_in_no_charset_is_malformed_and_too_large_a_page_passed_over(write, monkeypatch):
+    monkeypatch.setattr("hfgpt.data.readers.MAX_PAGE_BYTES", 1000)
+    bad = write("a.html", b"<html>" + bytes(range(256)) * 3)
+    write("b.html", b"<html>" + b"x" * 1000)
+    good = write("c.html", html("one"))
+    rows, errors = read(path=str(Path(bad).parent / "*.html"))
+    assert [row["text"] for row in rows] == [html("one")]
+    assert errors.examples == [f"{bad}:1: not valid utf-8"]
+    assert errors.passed_over == {"too large": 1}
+    assert good
+
+
+def warc(*records, compress=True):
+    """A WARC archive. A record is (type, URL, HTTP status, content type, payload) and more headers."""
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=compress)
+    writer.write_record(writer.create_warcinfo_record("a.warc", {"software": "a test"}))
+    for kind, url, status, content_type, payload, *more in records:
+        http = StatusAndHeaders(status, [("Content-Type", content_type)] if content_type else [], protocol="HTTP/1.1")
+        for name, value in (more or [{}])[0].get("http", {}).items():
+            http.add_header(name, value)
+        record = writer.create_warc_record(
+            url,
+            kind,
+            payload=io.BytesIO(payload),
+            http_headers=http if kind != "conversion" else None,
+            warc_content_type=content_type if kind == "conversion" else "",
+            warc_headers_dict={"WARC-Date": "2024-01-02T03:04:05Z", **(more or [{}])[0].get("warc", {})},
+        )
+        writer.write_record(record)
+    return out.getvalue()
+
+
+def response(payload, content_type="text/html", status="200 OK", url="https://a.example/", **more):
+    return "response", url, status, content_type, payload, more
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_warc_gives_its_pages_and_counts_the_rest(write, compress):
+    chunked = b"5\r\n<html\r\n3\r\n>ab\r\n0\r\n\r\n"
+    path = write(
+        "a.warc.gz" if compress else "a.warc",
+        warc(
+            response(html(KOREAN).encode("cp949"), "text/html; charset=euc-kr", url="https://a.example/ko"),
+            ("request", "https://a.example/", "GET /", "", b""),
+            response(b"gone", status="404 Not Found"),
+            response(b"%PDF", "application/pdf"),
+            response(html("typed").encode(), "text/plain", warc={"WARC-Identified-Payload-Type": "text/html"}),
+            response(html("untyped").encode(), ""),
+            response(b"neither", ""),
+            response(gzip.compress(html("packed").encode()), http={"Content-Encoding": "gzip"}),
+            response(chunked, http={"Transfer-Encoding": "chunked"}),
+            response(b"\x0b\x02\x80<\x03", http={"Content-Encoding": "br"}),
+            response(b"a DNS record", "text/dns", url="dns:a.example"),
+            response(html("한").encode()[:-17], warc={"WARC-Truncated": "length"}),
+            response(b"<html>" + bytes(range(256)), "text/html; charset=utf-8"),
+            response(html(" ").encode()),
+            compress=compress,
+        ),
+    )
+    rows, errors = read(path=path)
+    assert [row["text"] for row in rows] == [
+        *map(html, (KOREAN, "typed", "untyped", "packed")),
+        "<html>ab",
+        html("한").encode()[:-17].decode(),
+        html(" "),
+    ]
+    assert rows[0] | {"text": ""} == {
+        "text": "",
+        "url": "https://a.example/ko",
+        "date": "2024-01-02T03:04:05Z",
+        MARKUP: "html",
+    }
+    assert errors.passed_over == {"not a page": 2, "HTTP status": 1, "not HTML": 2, "not HTTP": 1}
+    assert errors.examples == [
+        f"{path}:11: content encoding 'br' cannot be read",
+        f"{path}:14: not valid utf-8",
+    ]
+
+
+@pytest.mark.parametrize("name", ["a.warc.wet.gz", "a.wet", "a.warc.gz"])
+def test_wet_gives_plain_text(write, name):
+    records = [
+        ("conversion", "https://a.example/", "", "text/plain", KOREAN.encode()),
+        ("conversion", "https://a.example/", "", "application/json", b"{}"),
+        ("conversion", "https://a.example/", "", "text/plain", b" \n"),
+        ("conversion", "https://a.example/", "", "text/plain", b"<meta charset=euc-kr> \xff"),
+    ]
+    path = write(name, warc(*records, compress=name.endswith(".gz")))
+    rows, errors = read(path=path)
+    assert rows == [{"text": KOREAN, "url": "https://a.example/", "date": "2024-01-02T03:04:05Z", MARKUP: None}]
+    assert errors.passed_over == {"not a page": 1, "not plain text": 1, "empty": 1}
+    assert errors.examples == [f"{path}:5: not valid utf-8"]
+
+
+def record_ends(content):
+    """Where each record of an archive ends."""
+    if content.startswith(b"WARC"):
+        starts = [match.start() for match in re.finditer(rb"WARC/1\.\d\r\n", content)]
+        return [*starts[1:], len(content)]
+    ends, rest = [], content
+    while rest:
+        member = zlib.decompressobj(31)
+        member.decompress(rest)
+        rest = member.unused_data
+        ends.append(len(content) - len(rest))
+    return ends
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_archive_cut_anywhere_gives_the_pages_before_it_and_the_next_file(write, compress):
+    pages = [response(html(f"page {number} {KOREAN}").encode()) for number in range(3)]
+    content = warc(*pages, compress=compress)
+    ends = record_ends(content)
+    name = "a.warc.gz" if compress else "a.warc"
+    after = write("b.jsonl", jsonl({"text": "after"}))
+    for cut in range(1, len(content), 7):
+        whole = [number for number in range(3) if ends[number + 1] <= cut]
+        rows, errors = read(path=[write(name, content[:cut]), after])
+        found = [row["text"] for row in rows]
+        # A gzip stream may be cut in its checksum, and an uncompressed record in the line breaks after it.
+        assert found[:-1][: len(whole)] == [html(f"page {number} {KOREAN}") for number in whole]
+        assert len(found) - 1 in (len(whole), len(whole) + 1)
+        assert found[-1] == "after"
+        if compress and cut not in ends:
+            assert errors.count == 1, cut
+            assert "damaged" in errors.examples[0]
+        assert errors.count <= 1
+
+
+@pytest.mark.parametrize("damage", ["flipped", "not gzip", "not WARC", "no length"])
+def test_damaged_archive_is_one_malformed_row_with_the_number_of_its_record(write, damage):
+    pages = [response(html(hashlib.sha256(b"%d" % n).hexdigest() * 50).encode()) for n in range(3)]
+    content = bytearray(warc(*pages))
+    number = 1
+    if damage == "flipped":
+        number = 3
+        content[record_ends(content)[2] - 6] ^= 0xFF  # the checksum: all else of the record is read by then
+    elif damage == "not gzip":
+        content[:] = b"neither"
+    elif damage == "not WARC":
+        content[:] = gzip.compress(html("one").encode())
+    else:
+        content[:] = gzip.compress(b"WARC/1.0\r\nWARC-Type: response\r\n\r\nrest")
+    path = write("a.warc.gz", bytes(content))
+    rows, errors = read(path=path)
+    assert len(rows) == (1 if damage == "flipped" else 0)
+    assert errors.count == 1
+    assert errors.examples[0].startswith(f"{path}:{number}: the archive is damaged")
+
+
+def test_network_that_fails_does_not_pass_for_a_damaged_archive(write, monkeypatch):
+    class Failing(io.BytesIO):
+        def read1(self, size=-1):
+            raise ConnectionResetError("the line is dead")
+
+    path = write("a.warc", b"")
+    monkeypatch.setattr(fsspec, "open", lambda *_, **__: Failing())
+    with pytest.raises(ValueError, match="the line is dead"):
+        read(path=path)
+
+
+def dump(*pages):
+    return (
+        '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="ko"><siteinfo>'
+        "<base>https://ko.wikipedia.org/wiki/위키백과:대문</base></siteinfo>" + "".join(pages) + "</mediawiki>"
+    )
+
+
+def article(title, text, ns=0, more="", model="wikitext"):
+    return (
+        f"<page><title>{title}</title><ns>{ns}</ns><id>1</id>{more}<revision><id>2</id>"
+        f"<timestamp>2024-01-02T03:04:05Z</timestamp><model>{model}</model>"
+        f'<text xml:space="preserve">{text}</text></revision></page>\n'
+    )
+
+
+@pytest.mark.parametrize("name", ["a-pages-articles.xml", "a.xml.bz2", "a.xml.gz", "a-articles1.xml-p1p23.bz2"])
+def test_wikipedia_dump_gives_its_articles(write, name):
+    content = dump(
+        article("토론:가", "talk", ns=1),
+        article("세종 대왕", "'''세종''' &lt;ref&gt;"),
+        article("가", "#REDIRECT [[나]]", more='<redirect title="나" />'),
+        article("Module", "return", model="Scribunto"),
+        article("빈", ""),
+    ).encode()
+    compress = {".bz2": lambda data: bz2.compress(data[:400]) + bz2.compress(data[400:]), ".gz": gzip.compress}
+    path = write(name, compress.get(name[name.rindex(".") :], lambda data: data)(content))
+    rows, errors = read(path=path, text_field="body")
+    assert rows == [
+        {
+            "body": "'''세종''' <ref>",
+            "url": "https://ko.wikipedia.org/wiki/%EC%84%B8%EC%A2%85_%EB%8C%80%EC%99%95",
+            "title": "세종 대왕",
+            "date": "2024-01-02T03:04:05Z",
+            MARKUP: "wikitext",
+        }
+    ]
+    assert errors.passed_over == {"not an article": 2, "redirect": 1, "empty": 1}
+
+
+def test_wikipedia_dump_is_read_in_bounded_memory(write):
+    path = write("a.xml", dump(*(article(f"Article {number}", "word " * 2000) for number in range(2000))))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_rows(SourceConfig(path=path), RowErrors())) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("content", ["<feed><entry/></feed>", "no XML", dump(article("a", "text"))[:-40], ""])
+def test_xml_that_is_damaged_or_no_dump_is_named(write, content):
+    path = write("a.xml", content)
+    with pytest.raises(ValueError, match="MediaWiki") as caught:
+        read(path=path)
+    assert path in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("extract", "markup", "expected"),
+    [
+        ("auto", "html", "html"),
+        ("auto", None, None),
+        ("none", "html", None),
+        ("html", None, "html"),
+        ("wikitext", None, "wikitext"),
+    ],
+)
+def test_source_says_what_its_rows_are_taken_out_of(extract, markup, expected):
+    assert SourceConfig(path="a.jsonl", extract=extract).markup_of({"text": "a", MARKUP: markup}) == expected
+    assert SourceConfig(path="a.jsonl").markup_of({"text": "a"}) is None
+
+
+def test_rows_left_out_are_counted_by_reason(write):
+    path = write("a.jsonl", jsonl(*({"text": f"text {n}" if n else " ", "even": n % 2 == 0} for n in range(20))))
+    kept = 0
+    for part in ("train", "test"):
+        rows, errors = read(path=path, where={"even": True}, test_fraction=0.5, part=part)
+        assert errors.passed_over == {"`where`": 10, "empty": 1, "other part": 9 - len(rows)}
+        kept += len(rows)
+    assert kept == 9
+
+
+def sized(write, **sizes):
+    return [write(f"{name}.txt", name * size) for name, size in sizes.items()]
+
+
+def test_files_are_grouped_in_order_by_their_size(write, tmp_path):
+    sized(write, a=40, b=40, c=40, d=500, e=0, f=100, g=1)
+    groups = split_files(SourceConfig(path=str(tmp_path / "*.txt")), 100)
+    assert [[Path(file).stem for file in group] for group in groups] == [["a", "b"], ["c"], ["d"], ["e", "f"], ["g"]]
+
+
+def test_groups_read_what_the_source_reads_names_with_glob_characters_too(write, tmp_path):
+    for name in ("a[1].txt", "a1.txt", "b?.txt", "bx.txt", "c*.txt", "c1.txt"):
+        write(name, name)
+    archive = write_zip(tmp_path / "z.zip", inside_txt=b"inside")
+    source = SourceConfig(
+        path=[str(tmp_path / "*.txt"), f"zip://inside.txt::{archive}"], test_fraction=0.5, part="train"
+    )
+    rows = [
+        row["text"]
+        for group in split_files(source, 6)
+        for row in read_rows(dataclasses.replace(source, path=group), RowErrors())
+    ]
+    assert rows == [row["text"] for row in read_rows(source, RowErrors())]
+    whole = dataclasses.replace(source, part="all")
+    texts_of_groups = [read(path=group)[0] for group in split_files(whole, 6)]
+    assert [row["text"] for rows in texts_of_groups for row in rows] == [
+        "a1.txt",
+        "a[1].txt",
+        "b?.txt",
+        "bx.txt",
+        "c*.txt",
+        "c1.txt",
+        "inside",
+    ]
+
+
+def test_source_with_max_rows_or_of_the_hub_is_one_group(write, tmp_path):
+    files = sized(write, a=40, b=40)
+    assert split_files(SourceConfig(path=str(tmp_path / "*.txt"), max_rows=3), 1) == [files]
+    assert split_files(SourceConfig(dataset="org/set"), 1) == [[]]
+
+
+def test_file_of_unknown_size_is_a_group_by_itself(write):
+    (file,) = sized(write, a=1)
+    remote = "https://a.example/a.jsonl"
+    assert split_files(SourceConfig(path=[file, remote, remote, file, file]), 10) == [
+        [file],
+        [remote],
+        [remote],
+        [file, file],
+    ]
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "absent-*.txt", "folder", "zip://a.txt::absent.zip"])
+def test_file_that_is_not_there_is_named_before_anything_is_read(tmp_path, name):
+    (tmp_path / "folder").mkdir()
+    path = name.replace("absent.zip", f"{tmp_path}/absent.zip") if "::" in name else str(tmp_path / name)
+    with pytest.raises(ValueError, match=r"No (such )?file") as caught:
+        split_files(SourceConfig(path=path), 100)
+    assert path in str(caught.value)
+
+
+def test_hub_dataset_that_fails_is_named_whether_at_once_or_on_the_way(monkeypatch):
+    import datasets
+
+    class Dead(Exception):
+        pass
+
+    def rows():
+        yield {"text": "one"}
+        raise Dead("the line is dead")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows())
+    found = read_rows(SourceConfig(dataset="org/set"), RowErrors())
+    assert next(found) == {"text": "one"}
+    with pytest.raises(ValueError, match=r"`dataset: org/set` failed after 1 rows \(the line is dead\)"):
+        next(found)
+
+    def load(*_, **__):
+        raise Dead("no such name")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(ValueError, match=r"Cannot load `dataset: org/set` \(no such name\)"):
+        read(dataset="org/set")

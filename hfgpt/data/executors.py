@@ -1,0 +1,365 @@
+"""Where the tasks of a stage run: local processes, a Ray cluster or Slurm, by datatrove's executors.
+
+What is added to them: an error in a task ends the run with one message (under Ray and Slurm too, where datatrove only
+logs it), every finished task leaves its ledger, a bar counts tasks and documents, and a task whose driver was killed
+stops instead of working on beside the next run.
+"""
+
+import errno
+import inspect
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.utils.stats import PipelineStats
+from loguru import logger
+from tqdm.auto import tqdm
+
+from ..config import unknown_key
+from .documents import Step, write_json
+
+
+ExecutorName = Literal["local", "ray", "slurm"]
+# Seconds between two looks at running tasks.
+POLL_SECONDS = 0.5
+# Set by `run_tasks`, not by options.
+OURS = {"self", "pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed", "job_name"}
+
+
+@dataclass
+class ExecutorConfig:
+    """Where tasks run: which executor, how many tasks at once, and datatrove's options for it."""
+
+    name: ExecutorName = "local"
+    workers: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"`--workers` must be at least 1, got {self.workers}.")
+        parameters = inspect.signature(EXECUTORS[self.name].__init__).parameters
+        known = set(parameters) - OURS | ({"address"} if self.name == "ray" else set())
+        for option in self.options:
+            if option not in known:
+                raise unknown_key(option, known, f"`--executor-option` of the {self.name} executor")
+        if self.name == "slurm":
+            missing = [option for option in ("partition", "time") if option not in self.options]
+            if missing:
+                raise ValueError(
+                    f"The slurm executor needs {' and '.join(f'`{option}`' for option in missing)}: "
+                    "--executor-option partition=NAME --executor-option time=HH:MM:SS."
+                )
+
+    def workers_for(self, tasks: int, small: bool = False) -> int:
+        """How many of `tasks` run at once; without a wish, one for little work (starting processes costs seconds)."""
+        if self.workers is not None:
+            return min(self.workers, tasks)
+        if self.name != "local":
+            return tasks
+        return 1 if small else min(cpu_count(), tasks)
+
+
+def parse_options(options: list[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words as a mapping, the values read as YAML reads them.
+
+    Raises:
+        ValueError: A word without "=".
+    """
+    values = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"`--executor-option` must be KEY=VALUE, got {option!r}.")
+        # Slurm's times would be numbers to base 60.
+        values[key] = value if ":" in value else yaml.safe_load(value)
+    return values
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class TaskError(Exception):
+    """A task failed; what happened is in its error file."""
+
+
+class _Task:
+    """How each executor runs one task."""
+
+    driver_pid: int | None = None
+    threads: int | None = None
+
+    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
+        executor: Any = self
+        if executor.is_rank_completed(rank):
+            return PipelineStats()
+        folder = Path(executor.logging_dir.path)
+        error_file = folder / "errors" / f"{rank:05d}.json"
+        error_file.unlink(missing_ok=True)
+        if self.driver_pid is not None and self.driver_pid != os.getpid():
+            _stop_without_parent()
+            # This process shares the cores with the other workers.
+            os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(self.threads or 1)
+        executor._set_distributed_environment(node_rank)
+        logger.disable("datatrove")
+        # Slurm runs several tasks with one executor: each starts from the same steps.
+        pipeline: list[Step] = deepcopy(executor.pipeline)
+        ledger = pipeline[0].ledger
+        ledger.progress_file = folder / "progress" / f"{rank:05d}"
+        wall, cpu = time.monotonic(), time.process_time()
+        try:
+            data: Any = None
+            for step in pipeline:
+                data = step(data, rank, executor.world_size)
+            if data is not None:
+                deque(data, maxlen=0)
+            seconds = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
+            write_json(folder / "ledgers" / f"{rank:05d}.json", {**ledger.to_dict(), **seconds})
+            stats = PipelineStats(pipeline)
+            with executor.logging_dir.open(f"stats/{rank:05d}.json", "w") as file:
+                stats.save_to_disk(file)
+            executor.mark_rank_as_completed(rank)
+            return stats
+        except KeyboardInterrupt:
+            if self.driver_pid in (None, os.getpid()):
+                raise
+            os._exit(130)
+        except BaseException as error:
+            with suppress(OSError):
+                write_json(error_file, _describe(error))
+            # Plain text: some exceptions do not survive being pickled, and their pool would wait for ever.
+            raise TaskError(f"{type(error).__name__}: {error}") from (
+                error if self.driver_pid == os.getpid() else None
+            )
+
+
+class LocalExecutor(_Task, LocalPipelineExecutor):
+    """Processes of this machine; one worker is this process itself."""
+
+    def run(self) -> None:
+        """Run what is left, in a pool that notices when a worker was killed (datatrove's waits for it for ever)."""
+        ranks = self.get_incomplete_ranks()
+        if self.workers == 1:
+            for rank in ranks:
+                self._run_for_rank(rank)
+            return
+        context = multiprocessing.get_context(self.start_method)
+        if self.start_method == "forkserver":
+            # Imported once, by the server that the workers are forked from.
+            context.set_forkserver_preload(["hfgpt.data.corpus"])
+        with ProcessPoolExecutor(min(self.workers, len(ranks)), mp_context=context) as pool:
+            futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            except BrokenProcessPool:
+                raise RuntimeError(
+                    "A worker process was killed from outside, most often for want of memory. What is finished is kept: "
+                    "run the same command again with fewer `--workers`."
+                ) from None
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+
+class RayExecutor(_Task, RayPipelineExecutor):
+    """A Ray cluster, or one that is started on this machine."""
+
+
+class SlurmExecutor(_Task, SlurmPipelineExecutor):
+    """Job arrays of a Slurm cluster."""
+
+    def launch_merge_stats(self) -> None:
+        """Nothing: the ledgers are merged by the driver."""
+
+
+EXECUTORS: dict[str, Any] = {"local": LocalExecutor, "ray": RayExecutor, "slurm": SlurmExecutor}
+
+
+def _describe(error: BaseException) -> dict[str, str]:
+    message = str(error)
+    kind = type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        kind = "ValueError"
+        message = f"The disk is full{where}. What is finished is kept: free some space and run the same command again."
+    elif isinstance(error, PermissionError):
+        kind = "ValueError"
+    return {"kind": kind, "message": message, "traceback": traceback.format_exc()}
+
+
+@cache
+def _stop_without_parent() -> None:
+    """End this process when the one it was started from is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_tasks(
+    name: str, pipeline: list[Step], tasks: int, folder: Path, config: ExecutorConfig, small: bool = False
+) -> int:
+    """Run the tasks of a stage that are not done yet.
+
+    Args:
+        name: Name of the stage, for the bar and for Slurm.
+        pipeline: Its steps, which share one ledger.
+        tasks: Their number; task `rank` of them is `step.run(data, rank, tasks)`.
+        folder: Where the tasks leave completions, ledgers and errors.
+        config: Where they run.
+        small: Whether there is too little to do for processes to pay off.
+
+    Returns:
+        How many tasks were run, the others having been done before.
+
+    Raises:
+        ValueError: A task found bad input or a full disk.
+        RuntimeError: A task failed otherwise; the message names the file with the details.
+    """
+    for sub in ("progress", "errors"):
+        shutil.rmtree(folder / sub, ignore_errors=True)
+        (folder / sub).mkdir(parents=True)
+    workers = config.workers_for(tasks, small)
+    options = {key: value for key, value in config.options.items() if key != "address"}
+    if config.name == "slurm":
+        options = {"job_name": f"hfgpt-{name.replace('/', '-')}", "env_command": _activate(), **options}
+    executor = EXECUTORS[config.name](
+        pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(folder), **options
+    )
+    todo = len(executor.get_incomplete_ranks())
+    if todo == 0:
+        return 0
+    if config.name == "local":
+        executor.driver_pid = os.getpid()
+        executor.threads = max(1, cpu_count() // workers)
+    logger.disable("datatrove")
+    try:
+        with _bar(name, folder, tasks):
+            executor.run()
+            if config.name == "slurm":
+                _wait_for_slurm(executor, folder)
+    except TaskError:
+        pass
+    finally:
+        logger.enable("datatrove")
+    _raise_errors(name, folder)
+    left = executor.get_incomplete_ranks()
+    if left:
+        raise RuntimeError(
+            f"Stage {name!r} ended with {len(left)} of {tasks} tasks unfinished (task {left[0]} first); logs are in {folder}. "
+            "Run the same command again: what is finished is kept."
+        )
+    return todo
+
+
+def _raise_errors(name: str, folder: Path) -> None:
+    files = sorted((folder / "errors").glob("*.json"))
+    if not files:
+        return
+    error = json.loads(files[0].read_text(encoding="utf-8"))
+    if error["kind"] == "ValueError":
+        raise ValueError(error["message"])
+    raise RuntimeError(
+        f"Stage {name!r} failed: {error['kind']}: {error['message']} (details in {files[0]}). "
+        "What is finished is kept: run the same command again."
+    )
+
+
+@contextmanager
+def ray_cluster(config: ExecutorConfig) -> Iterator[None]:
+    """A connection to Ray for the length of a run, where the executor is Ray: a cluster, else this machine."""
+    if config.name != "ray":
+        yield
+        return
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("`--executor ray` needs Ray: pip install 'hfgpt[ray]'.") from None
+    if ray.is_initialized():
+        yield
+        return
+    address = config.options.get("address") or os.environ.get("RAY_ADDRESS")
+    where = (
+        {"address": address} if address else {"num_cpus": config.workers or cpu_count(), "include_dashboard": False}
+    )
+    ray.init(**where, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _activate() -> str | None:
+    """The command that makes a job use this Python's environment."""
+    script = Path(sys.prefix) / "bin" / "activate"
+    return f"source {script}" if script.exists() else None
+
+
+def _wait_for_slurm(executor: Any, folder: Path) -> None:
+    """Until every task of the submitted job has ended, well or badly."""
+    gone = 0
+    while executor.get_incomplete_ranks() and not any((folder / "errors").iterdir()):
+        time.sleep(POLL_SECONDS if gone else 10 * POLL_SECONDS)
+        listed = subprocess.run(
+            ["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True, check=False
+        )
+        # A job leaves the queue a moment before its files show up on a shared file system.
+        gone = gone + 1 if not listed.stdout.strip() else 0
+        if gone > 10:
+            return
+    if any((folder / "errors").iterdir()):
+        subprocess.run(["scancel", str(executor.job_id)], capture_output=True, check=False)
+
+
+@contextmanager
+def _bar(name: str, folder: Path, tasks: int) -> Iterator[None]:
+    """A bar on a terminal, nothing in a log: tasks done, documents read."""
+    bar = tqdm(total=tasks, desc=name, unit="task", disable=None, leave=False)
+    if bar.disable:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(POLL_SECONDS):
+            finished = {path.name for path in (folder / "completions").glob("*")}
+            documents = 0
+            for path in (folder / "progress").glob("*"):
+                with suppress(OSError, ValueError):
+                    documents += int(path.read_text())
+            bar.n = len(finished)
+            bar.set_postfix_str(f"{documents:,} documents")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        bar.close()

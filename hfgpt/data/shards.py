@@ -1,0 +1,379 @@
+"""The last stages of a corpus: a tokenizer from a bounded sample, the tokens of every part, and the shards.
+
+The sample is stratified by source and language, and a text is in it or not by its hash alone. Parts are tokenized each
+by itself, and the shards are cut out of the parts' tokens in the order of the sources. So the bytes of a shard depend on
+the recipe and its input, and on nothing else.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, MutableSequence
+from hashlib import blake2b
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datatrove.data import Document
+from transformers import AutoTokenizer
+
+from .documents import BYTES_OUT, Ledger, Step, list_parts, write_json
+from .packing import token_dtype
+from .readers import in_test_part
+from .tokenizer import TextSample, TokenizerConfig, encode_documents, load_tokenizer, split_text, train_tokenizer
+
+
+SPLITS = ("train", "validation")
+ENCODE_BATCH_CHARACTERS = 4_000_000
+# A text counts in the sample by pieces of this size, so that one huge document is no sample.
+SAMPLE_CHARACTERS = 100_000
+
+
+def sample_shares(
+    strata: Mapping[tuple[str, str], int],
+    sample_bytes: int,
+    weights: Mapping[str, float] | None = None,
+    language_shares: Mapping[str, float] | None = None,
+) -> dict[tuple[str, str], int]:
+    """How many bytes of each (source, language) the tokenizer is trained on.
+
+    In proportion to the bytes there are, or to the sources' weights in the mixture, or to the shares of the languages
+    where those are given. What a stratum is too small to give goes to the others.
+
+    Args:
+        strata: Bytes of text by (source, language).
+        sample_bytes: Bytes of the whole sample.
+        weights: Weight of each source; unnamed sources count 0.
+        language_shares: Share of each language; unnamed languages count 0.
+    """
+    wanted: dict[tuple[str, str], float] = {}
+    for (source, language), size in strata.items():
+        of_source = sum(other for (name, _), other in strata.items() if name == source)
+        wanted[source, language] = size if weights is None else weights.get(source, 0.0) * size / max(of_source, 1)
+    if language_shares is not None:
+        by_language: dict[str, float] = {}
+        for (_, language), want in wanted.items():
+            by_language[language] = by_language.get(language, 0.0) + want
+        wanted = {
+            (source, language): language_shares.get(language, 0.0) * want / by_language[language] if want else 0.0
+            for (source, language), want in wanted.items()
+        }
+    shares = dict.fromkeys(strata, 0)
+    open_strata = {stratum for stratum, want in wanted.items() if want > 0 and strata[stratum] > 0}
+    left = float(sample_bytes)
+    while open_strata and left >= 1:
+        total = sum(wanted[stratum] for stratum in sorted(open_strata))
+        full = {stratum for stratum in open_strata if strata[stratum] <= left * wanted[stratum] / total}
+        if not full:
+            for stratum in open_strata:
+                shares[stratum] = int(left * wanted[stratum] / total)
+            break
+        for stratum in sorted(full):
+            shares[stratum] = strata[stratum]
+            left -= strata[stratum]
+        open_strata -= full
+    return shares
+
+
+class PlanSample(Step):
+    """Writes how many bytes of each source and language the tokenizer is trained on."""
+
+    name = "plan the sample"
+
+    def __init__(
+        self,
+        ledger_file: Path,
+        config: TokenizerConfig,
+        weights: dict[str, float] | None,
+        shares_file: Path,
+        ledger: Ledger,
+    ):
+        super().__init__(ledger)
+        self.ledger_file, self.config, self.weights, self.shares_file = ledger_file, config, weights, shares_file
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        """Write the shares."""
+        counts = json.loads(self.ledger_file.read_text(encoding="utf-8"))["counts"]
+        strata = {
+            (source, name.removeprefix(BYTES_OUT)): int(number)
+            for source, numbers in counts.items()
+            for name, number in sorted(numbers.items())
+            if name.startswith(BYTES_OUT)
+        }
+        shares = sample_shares(strata, self.config.sample_bytes, self.weights, self.config.language_shares)
+        if strata and not any(shares.values()):
+            raise ValueError(
+                f"No text for the tokenizer's sample: `language_shares` names {', '.join(self.config.language_shares or ())} "
+                f"and the corpus has {', '.join(sorted({language for _, language in strata}))}."
+            )
+        write_json(
+            self.shares_file,
+            [
+                {"source": source, "language": language, "bytes": size, "sample_bytes": shares[source, language]}
+                for (source, language), size in strata.items()
+            ],
+        )
+
+
+class SampleText(Step):
+    """Writes what of a part is in the tokenizer's sample: one JSON line a text."""
+
+    name = "sample text"
+
+    def __init__(self, read_from: Path, shares_file: Path, folder: Path, seed: int, ledger: Ledger):
+        super().__init__(ledger)
+        self.read_from, self.shares_file, self.folder, self.seed = read_from, shares_file, folder, seed
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        """Consume the documents."""
+        shares = _read_shares(self.shares_file)
+        samples = {stratum: TextSample(share, self.seed) for stratum, (share, _) in shares.items() if share}
+        # Enough for the sample with hardly a chance to miss, and not much more.
+        limits = {
+            stratum: 2**64 if share * 1.2 + 1_000_000 >= size else int((share * 1.2 + 1_000_000) / size * 2**64)
+            for stratum, (share, size) in shares.items()
+        }
+        key = f"{self.seed}".encode()
+        for document in data:
+            stratum = stratum_of(document)
+            if stratum not in samples:
+                continue
+            for piece in split_text(document.text, SAMPLE_CHARACTERS):
+                digest = blake2b(piece.encode(), digest_size=8, key=key).digest()
+                if int.from_bytes(digest, "big") < limits[stratum]:
+                    samples[stratum].add(piece)
+        name = list_parts(self.read_from)[rank].with_suffix(".jsonl").name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        with open(temporary, "w", encoding="utf-8") as file:
+            for (source, language), sample in samples.items():
+                for text in sample:
+                    file.write(json.dumps([source, language, text], ensure_ascii=False) + "\n")
+        os.replace(temporary, self.folder / name)
+
+
+class MakeTokenizer(Step):
+    """Trains the tokenizer on the sample, or takes the one that the recipe names."""
+
+    name = "make tokenizer"
+
+    def __init__(
+        self, config: TokenizerConfig, sample: Path, shares_file: Path, folder: Path, seed: int, ledger: Ledger
+    ):
+        super().__init__(ledger)
+        self.config, self.sample, self.shares_file, self.folder = config, sample, shares_file, folder
+        self.seed = seed
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        """Save the tokenizer, and what it was trained on."""
+        taken: list[dict[str, Any]] = []
+        if self.config.is_new:
+            shares = _read_shares(self.shares_file)
+            samples = {stratum: TextSample(share, self.seed) for stratum, (share, _) in shares.items() if share}
+            for part in sorted(self.sample.glob("*.jsonl")):
+                with open(part, encoding="utf-8") as lines:
+                    for line in lines:
+                        source, language, text = json.loads(line)
+                        samples[source, language].add(text)
+            taken = [
+                {"source": source, "language": language, "bytes": sample.bytes}
+                for (source, language), sample in samples.items()
+            ]
+            tokenizer = train_tokenizer(chain.from_iterable(samples.values()), self.config.vocab_size)
+        else:
+            tokenizer = load_tokenizer(self.config)
+        tokenizer.save_pretrained(self.folder)
+        about = {"vocab_size": len(tokenizer), "trained": self.config.is_new, "sample": taken}
+        write_json(self.folder.parent / "about.json", about)
+
+
+class Tokenize(Step):
+    """Writes the tokens of a part, held-out documents apart, and what they come to by language."""
+
+    name = "tokenize"
+
+    def __init__(
+        self, tokenizer: Path, read_from: Path, folder: Path, holdout_fraction: float, seed: int, ledger: Ledger
+    ):
+        super().__init__(ledger)
+        self.tokenizer, self.read_from, self.folder = tokenizer, read_from, folder
+        self.holdout_fraction, self.seed = holdout_fraction, seed
+
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        """Consume the documents."""
+        tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
+        dtype = token_dtype(len(tokenizer))
+        name = list_parts(self.read_from)[rank].stem
+        self.folder.mkdir(parents=True, exist_ok=True)
+        splits = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in SPLITS}
+        languages: dict[str, dict[str, int]] = {}
+        source = None
+        temporary = {split: self.folder / f".{name}.{split}.{os.getpid()}" for split in SPLITS}
+        files = {split: open(path, "wb") for split, path in temporary.items()}  # noqa: SIM115 (closed below)
+        for batch in _batches(data):
+            ids_of = encode_documents(tokenizer, [document.text for document in batch])
+            written: dict[str, list[MutableSequence[int]]] = {split: [] for split in SPLITS}
+            for document, ids in zip(batch, ids_of):
+                source = document.metadata["source"]
+                # A key of its own: with that of a source's `part`, one division would swallow the other.
+                held_out = in_test_part(f"holdout\0{document.text.strip()}", self.holdout_fraction, self.seed)
+                split = SPLITS[held_out]
+                ids.append(tokenizer.eos_token_id)
+                written[split].append(ids)
+                size = len(document.text.encode())
+                _add(splits[split], documents=1, tokens=len(ids), bytes=size)
+                _add(
+                    languages.setdefault(document.metadata["language"] or "und", {}),
+                    documents=1,
+                    words=len(document.text.split()),
+                    characters=len(document.text),
+                    bytes=size,
+                    tokens=len(ids) - 1,
+                )
+                self.ledger.count(source, documents_out=1, bytes_out=size, tokens=len(ids))
+            for split, lists in written.items():
+                count = sum(map(len, lists))
+                np.fromiter(chain.from_iterable(lists), dtype=dtype, count=count).tofile(files[split])
+        for split, file in files.items():
+            file.close()
+            os.replace(temporary[split], self.folder / f"{name}.{split}.bin")
+        write_json(
+            self.folder / f"{name}.json",
+            {"source": source, "dtype": dtype.str, "splits": splits, "languages": languages},
+        )
+
+
+def read_token_parts(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Name and numbers of each tokenized part, in order."""
+    return [(path.stem, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.json"))]
+
+
+def plan_shards(parts: Path, sources: list[str], shard_tokens: int) -> dict[str, dict[str, Any]]:
+    """Which shards there are, and which tokens of which parts each is made of.
+
+    Returns:
+        By split: `sources`, for each its documents, tokens, bytes and shards; a shard has `file`, `tokens`, and
+        `pieces` of (file of a part, first token, tokens).
+    """
+    folders = _folder_names(sources)
+    plan: dict[str, dict[str, Any]] = {
+        split: {source: {"documents": 0, "tokens": 0, "bytes": 0, "shards": []} for source in sources}
+        for split in SPLITS
+    }
+    for name, part in read_token_parts(parts):
+        for split in SPLITS:
+            if part["source"] is None:
+                continue
+            numbers = part["splits"][split]
+            entry = plan[split][part["source"]]
+            for key, number in numbers.items():
+                entry[key] += number
+            start = 0
+            while start < numbers["tokens"]:
+                if not entry["shards"] or entry["shards"][-1]["tokens"] == shard_tokens:
+                    file = f"{split}/{folders[part['source']]}/{len(entry['shards']):05d}.bin"
+                    entry["shards"].append({"file": file, "tokens": 0, "pieces": []})
+                shard = entry["shards"][-1]
+                count = min(numbers["tokens"] - start, shard_tokens - shard["tokens"])
+                shard["pieces"].append([f"{name}.{split}.bin", start, count])
+                shard["tokens"] += count
+                start += count
+    return plan
+
+
+class PlanShards(Step):
+    """Writes the plan of the shards."""
+
+    name = "plan shards"
+
+    def __init__(self, parts: Path, sources: list[str], shard_tokens: int, plan_file: Path, ledger: Ledger):
+        super().__init__(ledger)
+        self.parts, self.sources, self.shard_tokens, self.plan_file = parts, sources, shard_tokens, plan_file
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        """Write the plan, and the sums by language."""
+        languages: dict[str, dict[str, int]] = {}
+        dtype = "<u2"
+        for _, part in read_token_parts(self.parts):
+            dtype = part["dtype"]
+            for language, numbers in part["languages"].items():
+                _add(languages.setdefault(language, {}), **numbers)
+        splits = plan_shards(self.parts, self.sources, self.shard_tokens)
+        write_json(self.plan_file, {"dtype": dtype, "splits": splits, "languages": languages})
+
+
+class WriteShards(Step):
+    """Writes shard number `rank` of the plan."""
+
+    name = "write shards"
+
+    def __init__(self, parts: Path, plan_file: Path, folder: Path, ledger: Ledger):
+        super().__init__(ledger)
+        self.parts, self.plan_file, self.folder = parts, plan_file, folder
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+        """Copy its tokens together."""
+        shard, itemsize = shards_of(json.loads(self.plan_file.read_text(encoding="utf-8")))[rank]
+        path = self.folder / shard["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with open(temporary, "wb") as file:
+            for name, start, count in shard["pieces"]:
+                with open(self.parts / name, "rb") as part:
+                    part.seek(start * itemsize)
+                    left = count * itemsize
+                    while left:
+                        block = part.read(min(left, 2**24))
+                        assert block, f"{name} ends too soon"
+                        file.write(block)
+                        left -= len(block)
+        os.replace(temporary, path)
+
+
+def shards_of(plan: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:
+    """All shards of a written plan, in order, with the bytes of a token."""
+    itemsize = np.dtype(plan["dtype"]).itemsize
+    return [
+        (shard, itemsize)
+        for split in plan["splits"].values()
+        for source in split.values()
+        for shard in source["shards"]
+    ]
+
+
+def stratum_of(document: Document) -> tuple[str, str]:
+    """Source and language of a document, as the sample is divided."""
+    return document.metadata["source"], document.metadata["language"] or "und"
+
+
+def _read_shares(file: Path) -> dict[tuple[str, str], tuple[int, int]]:
+    """Bytes wanted and there, by source and language."""
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    return {(row["source"], row["language"]): (row["sample_bytes"], row["bytes"]) for row in rows}
+
+
+def _folder_names(sources: list[str]) -> dict[str, str]:
+    """A folder for each source: its name without what a path cannot hold."""
+    names: dict[str, str] = {}
+    for number, source in enumerate(sources):
+        name = "".join(char if char.isalnum() or char in "-_." else "-" for char in source).strip(".") or "source"
+        names[source] = name if name not in names.values() else f"{name}-{number}"
+    return names
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document.text)
+        if size >= ENCODE_BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _add(numbers: dict[str, int], **more: int) -> None:
+    for name, number in more.items():
+        numbers[name] = numbers.get(name, 0) + number

@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import AutoTokenizer
 
 from ..config import from_mapping, read_yaml, unknown_key
 from ..version import __version__
-from .clean import Clean, CleanConfig, DetectLanguage
+from .clean import Clean, CleanConfig, DetectLanguage, check_languages
 from .decontaminate import (
     CollectGrams,
     CountGrams,
@@ -47,6 +48,7 @@ from .stages import (
     chain_fingerprints,
     drop_outdated,
     fingerprint_of,
+    has_little_text,
     is_done,
     locked,
     run_stage,
@@ -98,7 +100,13 @@ class CorpusConfig:
         default=64_000_000,
         metadata={"help": "Text in one unit of work, about; it changes how work is divided, not its result."},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of every random choice."})
+    seed: int = field(
+        default=0,
+        metadata={
+            "help": "Seed of the held-out split, the tokenizer's sample and the reported mixture; `quality` and "
+            "`deduplicate` have their own."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -113,6 +121,7 @@ class CorpusConfig:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if isinstance(self.deduplicate, str):
             self.deduplicate = from_mapping(DeduplicateConfig, {"method": self.deduplicate}, "`deduplicate`")
+        check_languages(self.languages, "languages")
         without = [source.name for source in self.sources if source.weight is None]
         if without and len(without) < len(names):
             raise ValueError(f"Give every source a `weight` or none: {', '.join(without)} has none.")
@@ -255,7 +264,7 @@ def pipeline(config: CorpusConfig, folder: Path) -> list[Stage]:
             Stage(
                 "deduplicate/pairs",
                 [Buckets(signatures, pairs, settings, ledger)],
-                tasks=settings.minhash().num_buckets,
+                tasks=partial(_pair_tasks, read_from, settings.minhash().num_buckets),
             ),
             Stage("deduplicate/clusters", [Clusters(signatures, pairs, clusters, read_from, settings, ledger)]),
             Stage(
@@ -302,6 +311,7 @@ def pipeline(config: CorpusConfig, folder: Path) -> list[Stage]:
                 "tokenizer/plan",
                 [PlanSample(last.parent / LEDGER_FILE, config.tokenizer, config.weights, shares, ledger)],
                 settings=[asdict(config.tokenizer), config.weights, seed],
+                inline=True,
             ),
             Stage(
                 "tokenizer/sample",
@@ -325,6 +335,7 @@ def pipeline(config: CorpusConfig, folder: Path) -> list[Stage]:
             "shards/plan",
             [PlanShards(tokens, [source.name for source in config.sources], config.shard_tokens, plan, ledger)],
             settings=[[source.name for source in config.sources], config.shard_tokens],
+            inline=True,
         ),
         Stage(
             "shards/write",
@@ -333,6 +344,11 @@ def pipeline(config: CorpusConfig, folder: Path) -> list[Stage]:
         ),
     ]
     return stages
+
+
+def _pair_tasks(documents: Path, buckets: int) -> int:
+    """A task a bucket, or one for all of little text."""
+    return 1 if has_little_text(documents) else buckets
 
 
 def prepare(

@@ -45,7 +45,7 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document
 
-from .documents import EXAMPLE_CHARACTERS, EXAMPLES_PER_REASON, Ledger, Step, list_parts, write_json
+from .documents import EXAMPLE_CHARACTERS, Ledger, Step, list_parts, write_json
 from .readers import RowErrors, SourceConfig, _as_text, _numbered_rows, in_test_part
 
 
@@ -181,7 +181,8 @@ def read_examples(benchmark: BenchmarkConfig, errors: RowErrors) -> Iterator[lis
             if any(map(_has_surrogate, texts)):
                 errors.add(file, line, "not valid UTF-8")
                 continue
-            yield texts
+            # As `clean` writes the corpus.
+            yield [unicodedata.normalize("NFC", text) for text in texts]
             taken += 1
             if benchmark.max_rows is not None and taken >= benchmark.max_rows:
                 return
@@ -556,10 +557,7 @@ class Decontaminate(Step):
             pieces=len(kept),
             bytes_cut=len(document.text.encode("utf-8")) - kept_bytes,
         )
-        examples = self.ledger.examples.setdefault(CUT, [])
-        if len(examples) < EXAMPLES_PER_REASON:
-            shown = document.text[spans[0][0] :][:EXAMPLE_CHARACTERS]
-            examples.append({"source": source, "id": document.id, "text": shown})
+        self.ledger.example(source, CUT, document.text[spans[0][0] :][:EXAMPLE_CHARACTERS], document.id)
         return [
             Document(text=piece, id=f"{document.id}#{number}", metadata=dict(document.metadata))
             for number, piece in enumerate(kept)

@@ -18,7 +18,7 @@ s alone decides below is only which pairs are looked at:
 | 0.8 | 1.000 | 0.924 | 1.000 |
 | 0.667 | 0.995 | 0.427 | 1.000 |
 | 0.5 | 0.788 | 0.053 | 0.999 |
-| 0.3 | 0.178 | 0.001 | 0.972 |
+| 0.3 | 0.177 | 0.001 | 0.972 |
 | 0.1 | 0.002 | 0.000 | 0.651 |
 
 0.8 is one reading of "80% of their 5-grams are shared"; 0.667 is the other, 80% of each one's (0.8 / (2 - 0.8)). The
@@ -163,8 +163,8 @@ def word_hashes(text: str) -> np.ndarray:
     """(words,) uint64: a hash of each word of the normalised text.
 
     Normalised: NFKC, lower case, punctuation and symbols as white space; a character is a word in scripts that put no
-    spaces between words. All in NumPy: a regular expression and a hash function called for each word take six times
-    as long, and a list of a large document's words twenty times its size.
+    spaces between words. All in NumPy, in pieces: a regular expression and a hash function called for each word take
+    twice as long, and make an object of each word of a large document.
     """
     hashes = [np.empty(0, dtype=np.uint64)]
     for raw in _pieces(text):
@@ -290,7 +290,7 @@ class Signatures(MinhashDedupSignature):
 
 
 class Buckets(MinhashDedupBuckets):
-    """The second step: datatrove's, with files that appear whole. Tasks: `buckets` or a multiple of it.
+    """The second step: datatrove's, with files that appear whole. Tasks: any number up to `buckets`, or a multiple of it.
 
     Several tasks for a bucket divide the range of hashes by the largest part's; datatrove takes the first part's,
     which may be empty.
@@ -319,10 +319,18 @@ class Buckets(MinhashDedupBuckets):
         return super().get_worker_hash_range([largest], rank, world_size)
 
     def run(self, data: None = None, rank: int = 0, world_size: int = 1) -> None:
-        """Write the pairs of one bucket, or of a range of its hashes."""
+        """Write the pairs of a range of a bucket's hashes, of a bucket, or of several."""
+        buckets = self.config.num_buckets
+        if world_size >= buckets:
+            self._run_bucket(rank, world_size)
+        else:
+            for bucket in range(rank, buckets, world_size):
+                self._run_bucket(bucket, buckets)
+
+    def _run_bucket(self, rank: int, world_size: int) -> None:
         with _temporary_folder(self.folder, rank) as temporary:
             self.output_folder = get_datafolder(str(temporary))
-            super().run(data, rank, world_size)
+            super().run(None, rank, world_size)
             for file in temporary.glob("*.dups"):
                 _move(file, self.folder / file.name)
 

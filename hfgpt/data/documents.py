@@ -68,6 +68,10 @@ class Ledger:
         drops = self.dropped.setdefault(source, {}).setdefault(reason, {"documents": 0, "bytes": 0})
         drops["documents"] += 1
         drops["bytes"] += len(text.encode("utf-8", "replace"))
+        self.example(source, reason, text, id)
+
+    def example(self, source: str, reason: str, text: str, id: str) -> None:
+        """Keep a text to show for a reason, if there are not enough of them."""
         examples = self.examples.setdefault(reason, [])
         if len(examples) < EXAMPLES_PER_REASON:
             shown = text[:EXAMPLE_CHARACTERS].encode("utf-8", "replace").decode()

@@ -248,6 +248,7 @@ def run_tasks(
     options = {key: value for key, value in config.options.items() if key != "address"}
     if config.name == "slurm":
         options = {"job_name": f"hfgpt-{name.replace('/', '-')}", "env_command": _activate(), **options}
+    logger.disable("datatrove")
     executor = EXECUTORS[config.name](
         pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(folder), **options
     )
@@ -257,7 +258,6 @@ def run_tasks(
     if config.name == "local":
         executor.driver_pid = os.getpid()
         executor.threads = max(1, cpu_count() // workers)
-    logger.disable("datatrove")
     try:
         with _bar(name, folder, tasks):
             executor.run()

@@ -38,6 +38,8 @@ class Stage:
     tasks: int | Callable[[], int] = 1
     # Of a stage that reads no documents; what is not known counts as little.
     input_bytes: int = 0
+    # Too little work to send anywhere.
+    inline: bool = False
 
     @property
     def group(self) -> str:
@@ -91,7 +93,8 @@ def run_stage(
     started = time.monotonic()
     try:
         if tasks:
-            run_tasks(stage.name, stage.steps, tasks, own / TASKS_FOLDER, executor, _is_small(stage, before, folder))
+            where = ExecutorConfig(workers=1) if stage.inline else executor
+            run_tasks(stage.name, stage.steps, tasks, own / TASKS_FOLDER, where, _is_small(stage, before, folder))
     finally:
         # A stage that was stopped and went on took the sum.
         seconds = read_json(own / SECONDS_FILE) if (own / SECONDS_FILE).exists() else 0.0
@@ -116,10 +119,13 @@ def is_done(folder: Path, stage: Stage) -> bool:
 
 def _is_small(stage: Stage, before: list[Stage], folder: Path) -> bool:
     """Whether the stage's input is too little for processes of its own to pay off."""
-    with_documents = [one for one in before if one.documents is not None]
-    if not with_documents:
-        return stage.input_bytes < SMALL_BYTES
-    counts = read_json(folder / with_documents[-1].name / LEDGER_FILE)["counts"]
+    documents = [one.documents for one in before if one.documents is not None]
+    return has_little_text(documents[-1]) if documents else stage.input_bytes < SMALL_BYTES
+
+
+def has_little_text(documents: Path) -> bool:
+    """Whether the documents of a finished stage are too little text for many tasks to pay off."""
+    counts = read_json(documents.parent / LEDGER_FILE)["counts"]
     return sum(numbers.get("bytes_out", 0) for numbers in counts.values()) < SMALL_BYTES
 
 

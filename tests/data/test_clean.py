@@ -231,6 +231,7 @@ def test_bad_settings_are_named(field, value):
         (KOREAN, "ko"),
         ("재밌다 ㅋㅋ", "ko"),
         ("ㅋ" * 40, "ko"),
+        ("ㅋㅋㅋ lol " * 8, "ko"),
         ("The Dark Knight 진짜 최고의 영화 Batman 배우들 연기가 정말 좋았고 음악도 훌륭했다", "ko"),
         ("이 영화 " + ENGLISH, "en"),
         ("面白かった", "ja"),
@@ -242,6 +243,7 @@ def test_bad_settings_are_named(field, value):
         ("Да", "und"),
         ("12, 34, 56", "und"),
         ("1234 5678 " * 500, "und"),
+        ("0x1F 0xAB 0xFF 3e-5 kg m/s " * 6, "und"),
         ("", "und"),
     ],
 )

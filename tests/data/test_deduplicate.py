@@ -54,9 +54,9 @@ class Deduplication:
                 for row, text in enumerate(texts):
                     writer.write(make_document(text, f"{number}/{row}", source))
 
-    def run(self, workers_per_bucket: int = 1, backwards: bool = False) -> "Deduplication":
+    def run(self, workers_per_bucket: int = 1, backwards: bool = False, tasks: int | None = None) -> "Deduplication":
         order = (lambda count: reversed(range(count))) if backwards else range
-        parts, tasks = len(self.parts), self.config.minhash().num_buckets * workers_per_bucket
+        parts, tasks = len(self.parts), tasks or self.config.minhash().num_buckets * workers_per_bucket
         # A task starts from a copy of its steps.
         for rank in order(parts):
             step = copy.deepcopy(Signatures(self.signatures, self.config, Ledger()))
@@ -297,6 +297,17 @@ def test_group_of_one_signature_takes_time_in_proportion(tmp_path, monkeypatch):
     assert sum(compared) <= 5 * 1500
 
 
+def test_documents_of_one_signature_are_joined_with_their_like_alone(tmp_path):
+    """Two kinds of text that agree on a bucket by chance, two of each, and one like none."""
+    kinds = np.random.default_rng(0).integers(1 << 32, size=(3, 96), dtype=np.uint32)
+    np.save(tmp_path / "00000.npy", kinds[[0, 1, 0, 2, 1]])
+    members, groups = np.arange(5, dtype=np.uint64), np.zeros(5, dtype=np.int64)
+    edges = module.verify(members, groups, module.Sketches(tmp_path), 0.5)
+    assert sorted(edges.tolist()) == [[0, 2], [1, 4]]
+    chain = np.array([[5, 6], [1, 2], [7, 6], [0, 2]], dtype=np.uint64)
+    assert module.join(chain).tolist() == [[0, 0], [1, 0], [2, 0], [5, 5], [6, 5], [7, 5]]
+
+
 def test_groups_are_whole_however_little_is_read_at_once(tmp_path):
     run = Deduplication(tmp_path, [["a"] * 5 + ["b", "c", "b"], ["a", "c", "b", "a"]], buckets=1).run()
     (file,) = run.buckets.glob("*.dups")
@@ -324,11 +335,12 @@ def test_files_depend_on_neither_tasks_nor_their_order(tmp_path):
     random_state = random.Random(5)
     originals = documents(60)
     near = [edit(words, jaccard, random_state.choice([0.4, 0.5, 0.7, 0.9]), random_state) for words in originals * 3]
-    parts = [[" ".join(words) for words in part] for part in (originals, [], near[:100], near[100:])]
+    parts = [[" ".join(words) for words in part] for part in ([], originals, near[:100], near[100:])]
     first = Deduplication(tmp_path / "first", parts).run()
     for name, options in (
         ("workers", {"workers_per_bucket": 3}),
         ("order", {"backwards": True}),
+        ("few", {"tasks": 5}),
         ("again", {"workers_per_bucket": 2, "backwards": True}),
     ):
         other = Deduplication(tmp_path / name, parts).run(**options)

@@ -48,6 +48,7 @@ from .stages import (
     chain_fingerprints,
     drop_outdated,
     fingerprint_of,
+    has_begun,
     has_little_text,
     is_done,
     locked,
@@ -431,7 +432,7 @@ def prepare(
                 "command again."
             ) from None
         finally:
-            if not any(folder.glob("**/completions/*")):
+            if not has_begun(folder):
                 shutil.rmtree(folder)
         if discard_stages:
             shutil.rmtree(folder)

@@ -179,7 +179,7 @@ class LocalExecutor(_Task, LocalPipelineExecutor):
                     "run the same command again with fewer `--workers`."
                 ) from None
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
 
 
 class RayExecutor(_Task, RayPipelineExecutor):
@@ -223,7 +223,7 @@ def _stop_without_parent() -> None:
 
 def run_tasks(
     name: str, pipeline: list[Step], tasks: int, folder: Path, config: ExecutorConfig, small: bool = False
-) -> int:
+) -> None:
     """Run the tasks of a stage that are not done yet.
 
     Args:
@@ -233,9 +233,6 @@ def run_tasks(
         folder: Where the tasks leave completions, ledgers and errors.
         config: Where they run.
         small: Whether there is too little to do for processes to pay off.
-
-    Returns:
-        How many tasks were run, the others having been done before.
 
     Raises:
         ValueError: A task found bad input or a full disk.
@@ -248,23 +245,30 @@ def run_tasks(
     options = {key: value for key, value in config.options.items() if key != "address"}
     if config.name == "slurm":
         options = {"job_name": f"hfgpt-{name.replace('/', '-')}", "env_command": _activate(), **options}
+    elif config.name == "ray" and small:
+        # A job takes seconds to start: tasks of little text go together, each in a process of its own.
+        options = {"tasks_per_job": min(tasks, 16), **options}
     logger.disable("datatrove")
     executor = EXECUTORS[config.name](
         pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(folder), **options
     )
-    todo = len(executor.get_incomplete_ranks())
-    if todo == 0:
-        return 0
     if config.name == "local":
         executor.driver_pid = os.getpid()
         executor.threads = max(1, cpu_count() // workers)
     try:
-        with _bar(name, folder, tasks):
-            executor.run()
-            if config.name == "slurm":
-                _wait_for_slurm(executor, folder)
+        if executor.get_incomplete_ranks():
+            with _bar(name, folder, tasks):
+                executor.run()
+                if config.name == "slurm":
+                    _wait_for_slurm(executor, folder)
     except TaskError:
-        pass
+        pass  # its file says more
+    except FileNotFoundError as error:
+        if config.name != "slurm" or error.filename != "sbatch":
+            raise
+        raise ValueError(
+            "`--executor slurm` needs the command sbatch: run it on a login node of the cluster."
+        ) from None
     finally:
         logger.enable("datatrove")
     _raise_errors(name, folder)
@@ -274,7 +278,6 @@ def run_tasks(
             f"Stage {name!r} ended with {len(left)} of {tasks} tasks unfinished (task {left[0]} first); logs are in {folder}. "
             "Run the same command again: what is finished is kept."
         )
-    return todo
 
 
 def _raise_errors(name: str, folder: Path) -> None:

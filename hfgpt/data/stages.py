@@ -58,6 +58,11 @@ def stage_names(stages: list[Stage]) -> list[str]:
     return list(dict.fromkeys(stage.group for stage in stages))
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether any task of any stage is done."""
+    return any(path for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{TASKS_FOLDER}/completions/*"))
+
+
 def chain_fingerprints(stages: list[Stage]) -> list[str]:
     """A hash for each stage of its settings and of all that came before it."""
     fingerprints = [""]
@@ -88,6 +93,7 @@ def run_stage(
     own = folder / stage.name
     if is_done(folder, stage):
         return
+    _delete_unfinished(own)
     write_json(own / FINGERPRINT_FILE, {"sha256": fingerprint, "settings": stage.settings})
     tasks = stage.count_tasks()
     started = time.monotonic()
@@ -110,6 +116,16 @@ def run_stage(
     }
     write_json(own / LEDGER_FILE, total)
     print(_line(stage.name, total), file=sys.stderr)
+
+
+def _delete_unfinished(folder: Path) -> None:
+    """Delete what killed tasks were writing: their names begin with a dot."""
+    with suppress(FileNotFoundError):  # where one of them has not noticed yet
+        for path in sorted(folder.rglob(".*")):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def is_done(folder: Path, stage: Stage) -> bool:
@@ -162,7 +178,7 @@ def drop_outdated(folder: Path, stages: list[Stage], fingerprints: list[str], ov
     current = dict(zip((stage.name for stage in stages), fingerprints))
     outdated = [
         path.parent
-        for path in sorted(folder.glob(f"**/{FINGERPRINT_FILE}"))
+        for path in sorted([*folder.glob(f"*/{FINGERPRINT_FILE}"), *folder.glob(f"*/*/{FINGERPRINT_FILE}")])
         if read_json(path)["sha256"] != current.get(path.parent.relative_to(folder).as_posix())
     ]
     if not overwrite and any((stage / LEDGER_FILE).exists() for stage in outdated):

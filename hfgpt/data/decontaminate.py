@@ -46,7 +46,7 @@ import numpy as np
 from datatrove.data import Document
 
 from .documents import EXAMPLE_CHARACTERS, Ledger, Step, list_parts, write_json
-from .readers import RowErrors, SourceConfig, _as_text, _numbered_rows, in_test_part
+from .readers import MARKUP, RowErrors, SourceConfig, WantedRows, numbered_rows
 
 
 # Ids of runs that are no word, and of words that are in no benchmark.
@@ -58,6 +58,7 @@ REMEMBERED_RUNS = 500_000
 REMEMBERED_CHARACTERS = 40
 CUT = "contaminated: cut out"
 SPACE = re.compile(r"\s")
+BENCHMARK_FORMATS = ("text", "jsonl", "csv", "parquet")
 NO_HITS = np.zeros((0, 2), np.int64)
 
 
@@ -79,6 +80,17 @@ class BenchmarkConfig(SourceConfig):
             self.fields = [self.text_field]
         if not self.fields:
             raise ValueError(f"`fields` of benchmark {self.name!r} is empty: name one, or leave it out.")
+        if self.format not in (None, *BENCHMARK_FORMATS):
+            raise self.no_rows(f"`format: {self.format}`")
+        if self.extract not in ("auto", "none"):
+            raise self.no_rows(f"`extract: {self.extract}`")
+
+    def no_rows(self, what: str) -> ValueError:
+        """The error for a benchmark that is pages or articles."""
+        return ValueError(
+            f"Benchmark {self.name!r} has {what}, and benchmarks are rows without markup: give "
+            f"{', '.join(BENCHMARK_FORMATS[:-1])} or {BENCHMARK_FORMATS[-1]}, or a `dataset`."
+        )
 
     @property
     def file_name(self) -> str:
@@ -155,26 +167,22 @@ def read_examples(benchmark: BenchmarkConfig, errors: RowErrors) -> Iterator[lis
         ValueError: The benchmark cannot be read, lacks a field, or has too many malformed rows.
     """
     fields = benchmark.fields or []
-    wanted = {
-        key: set(map(_as_text, value if isinstance(value, list) else [value]))
-        for key, value in (benchmark.where or {}).items()
-    }
-    part_key = (benchmark.group_by or benchmark.text_field) if benchmark.part != "all" else None
+    wanted = WantedRows(benchmark)
+    looked_at = [*fields, *wanted.values]
+    if benchmark.part != "all":
+        looked_at.append(benchmark.group_by or benchmark.text_field)
     taken = 0
     try:
-        for file, line, row in _numbered_rows(benchmark, errors):
-            for key in (*fields, *wanted, *([part_key] if part_key else [])):
+        for file, line, row in numbered_rows(benchmark, errors):
+            if MARKUP in row:
+                raise benchmark.no_rows(f"the file {file}")
+            for key in looked_at:
                 if key not in row:
                     raise ValueError(
                         f"no field `{key}` in {file}:{line}; the fields are {', '.join(map(str, row)) or '(none)'}"
                     )
-            if any(_as_text(row[key]) not in values for key, values in wanted.items()):
+            if wanted.why_not(row):
                 continue
-            if part_key:
-                key = str(row[part_key]) if benchmark.group_by else str(row[part_key]).strip()
-                held_out = in_test_part(key, benchmark.test_fraction, benchmark.split_seed)
-                if held_out != (benchmark.part == "test"):
-                    continue
             texts = [text for name in fields for text in _texts_in(row[name]) if text.strip()]
             if not texts:
                 continue

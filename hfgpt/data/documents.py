@@ -209,7 +209,9 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON so that the file is whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n", encoding="utf-8")
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n"
+    # Names of files need not be UTF-8: what is not is escaped, as JSON has it.
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)
 
 

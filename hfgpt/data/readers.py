@@ -214,36 +214,44 @@ def read_rows(source: SourceConfig, errors: RowErrors) -> Iterator[dict[str, Any
     Raises:
         ValueError: No such file, an unknown format, a damaged file, or too many malformed rows.
     """
-    wanted = {
-        key: set(map(_as_text, value if isinstance(value, list) else [value]))
-        for key, value in (source.where or {}).items()
-    }
+    wanted = WantedRows(source)
     taken = 0
-    for file, line, row in _numbered_rows(source, errors):
-        reason = _why_malformed(row, source, wanted)
+    for file, line, row in numbered_rows(source, errors):
+        reason = _why_malformed(row, source)
         if reason:
             errors.add(file, line, reason)
             continue
-        if any(_as_text(row[key]) not in values for key, values in wanted.items()):
-            errors.pass_over("`where`")
+        reason = wanted.why_not(row) if row[source.text_field].strip() else "empty"
+        if reason:
+            errors.pass_over(reason)
             continue
-        if not row[source.text_field].strip():
-            errors.pass_over("empty")
-            continue
-        if source.part != "all":
-            held_out = in_test_part(
-                # Without its outer white space: what counts as one document elsewhere is in one part here.
-                str(row[source.group_by]) if source.group_by else row[source.text_field].strip(),
-                source.test_fraction,
-                source.split_seed,
-            )
-            if held_out != (source.part == "test"):
-                errors.pass_over("other part")
-                continue
         yield row
         taken += 1
         if source.max_rows is not None and taken >= source.max_rows:
             return
+
+
+class WantedRows:
+    """Which rows the `where` and `part` of a source take."""
+
+    def __init__(self, source: SourceConfig):
+        self.source = source
+        self.values = {
+            key: set(map(_as_text, value if isinstance(value, list) else [value]))
+            for key, value in (source.where or {}).items()
+        }
+
+    def why_not(self, row: dict[str, Any]) -> str | None:
+        """Why a row, which has the fields that are looked at, is left out; None where it is taken."""
+        if any(_as_text(row[key]) not in values for key, values in self.values.items()):
+            return "`where`"
+        source = self.source
+        if source.part == "all":
+            return None
+        # Without its outer white space: what counts as one document elsewhere is in one part here.
+        key = str(row[source.group_by]) if source.group_by else str(row[source.text_field]).strip()
+        held_out = in_test_part(key, source.test_fraction, source.split_seed)
+        return None if held_out == (source.part == "test") else "other part"
 
 
 def _as_text(value: Any) -> str:
@@ -252,19 +260,30 @@ def _as_text(value: Any) -> str:
 
 
 def local_files(source: SourceConfig) -> list[tuple[str, int, str]]:
-    """Name, size, and a hash of beginning and end of the local files a source reads; remote ones are not looked at."""
+    """Name, size, and a hash of beginning and end of the local files a source reads; remote ones are not looked at.
+
+    Raises:
+        ValueError: A file cannot be read.
+    """
     files = []
     for path in source.paths:
         for file in _expand(path):
-            local = Path(file.split("::")[-1].removeprefix("file://"))
+            local = Path(file.split("::")[-1].removeprefix("file://")).expanduser()
             if local.is_file():
-                size = local.stat().st_size
-                with open(local, "rb") as raw:
-                    ends = raw.read(2**20)
-                    raw.seek(max(size - 2**20, 0))
-                    ends += raw.read()
-                files.append((file, size, hashlib.blake2b(ends, digest_size=16).hexdigest()))
+                try:
+                    files.append((file, *_size_and_hash(local)))
+                except OSError as error:
+                    raise ValueError(f"Cannot read `path: {file}`: {error}") from None
     return files
+
+
+def _size_and_hash(file: Path) -> tuple[int, str]:
+    size = file.stat().st_size
+    with open(file, "rb") as raw:
+        ends = raw.read(2**20)
+        raw.seek(max(size - 2**20, 0))
+        ends += raw.read()
+    return size, hashlib.blake2b(ends, digest_size=16).hexdigest()
 
 
 def in_test_part(key: str, fraction: float, seed: int) -> bool:
@@ -273,8 +292,8 @@ def in_test_part(key: str, fraction: float, seed: int) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
-def _why_malformed(row: dict[str, Any], source: SourceConfig, wanted: dict[str, set[str]]) -> str | None:
-    for key in (source.text_field, source.group_by, *wanted):
+def _why_malformed(row: dict[str, Any], source: SourceConfig) -> str | None:
+    for key in (source.text_field, source.group_by, *(source.where or ())):
         if key is not None and key not in row:
             return f"no field `{key}`; the fields are {', '.join(map(str, row)) or '(none)'}"
     text = row[source.text_field]
@@ -288,7 +307,12 @@ def _why_malformed(row: dict[str, Any], source: SourceConfig, wanted: dict[str, 
     return None
 
 
-def _numbered_rows(source: SourceConfig, errors: RowErrors) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def numbered_rows(source: SourceConfig, errors: RowErrors) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """All rows of a source that can be read, whatever is in them, with their file and line.
+
+    Raises:
+        ValueError: As `read_rows`.
+    """
     if source.dataset is not None:
         yield from _hub_rows(source)
         return
@@ -359,7 +383,7 @@ def _sized(path: str) -> list[tuple[str, int | None]]:
     if path.split("::")[-1].startswith(("http://", "https://")):
         return [(path, None)]
     try:
-        filesystem, name = fsspec.url_to_fs(path)
+        filesystem, name = _filesystem(path)
         info = filesystem.info(name)
     except (FileNotFoundError, KeyError, NotADirectoryError):
         raise ValueError(f"No such file: `path: {path}`.") from None
@@ -367,6 +391,7 @@ def _sized(path: str) -> list[tuple[str, int | None]]:
         raise ValueError(f"Cannot read `path: {path}`: {error}") from None
     if info["type"] == "directory":
         raise ValueError(f"No such file: `path: {path}` is a folder. For the files in it add /*.")
+    _refuse_pipe(path, info)
     return [(path, info.get("size"))]
 
 
@@ -375,17 +400,32 @@ def _matches(path: str) -> list[tuple[str, int | None]] | None:
     # `zip://inner::outer`: fsspec's own expansion loses the outer archive, so only plain paths are globbed.
     if "::" in path or not any(char in path for char in "*?["):
         return None
-    filesystem, pattern = fsspec.url_to_fs(path)
+    filesystem, pattern = _filesystem(path)
     if filesystem.isfile(pattern):
         return None
     found = filesystem.glob(pattern, detail=True)
     files = sorted(name for name, info in found.items() if info["type"] != "directory")
     if not files:
         raise ValueError(f"No file matches `path: {path}`.")
+    for name in files:
+        _refuse_pipe(name, found[name])
     return [
         (str(filesystem.unstrip_protocol(name)) if "://" in path else str(name), found[name].get("size"))
         for name in files
     ]
+
+
+def _filesystem(path: str) -> tuple[Any, str]:
+    try:
+        return fsspec.url_to_fs(path)
+    except (ImportError, ValueError) as error:
+        # A protocol that nobody knows, or whose package is not installed.
+        raise ValueError(f"Cannot read `path: {path}`: {error}") from None
+
+
+def _refuse_pipe(path: str, info: dict[str, Any]) -> None:
+    if info["type"] == "other":
+        raise ValueError(f"`path: {path}` is a pipe or a device, which can be read but once: write it to a file first.")
 
 
 def _ending(file: str) -> str:
@@ -419,8 +459,10 @@ def _open(file: str) -> Iterator[Any]:
                 opened = stack.enter_context(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
             else:
                 opened = stack.enter_context(fsspec.open(file, mode="rb", compression=compression))
-        except (FileNotFoundError, KeyError, IsADirectoryError, NotADirectoryError):
-            raise ValueError(f"No such file: `path: {file}`.") from None
+        except (FileNotFoundError, KeyError, IsADirectoryError, NotADirectoryError) as error:
+            # A server that does not answer is a missing file to fsspec.
+            why = f" ({error.__cause__})" if isinstance(error.__cause__, OSError) else ""
+            raise ValueError(f"No such file: `path: {file}`{why}.") from None
         except (OSError, zipfile.BadZipFile) as error:
             raise ValueError(f"Cannot read `path: {file}`: {error}") from None
         try:
@@ -448,11 +490,13 @@ def _text_rows(file: str, lines: Iterable[str], source: SourceConfig) -> Iterato
 
 
 def _jsonl_rows(file: str, lines: Iterable[str], errors: RowErrors) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    first = True
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
+        if first and line.lstrip().startswith("["):
             raise ValueError(f"{file} is one JSON array: write one JSON object a line (JSONL) instead.")
+        first = False
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -631,7 +675,9 @@ def _warc_rows(file: str, source: SourceConfig, errors: RowErrors) -> Iterator[t
             if isinstance(error, (ConnectionError, TimeoutError)) or getattr(error, "errno", None) is not None:
                 raise
             damage = error
-        if row is not None and isinstance(damage, (gzip.BadGzipFile, zlib.error)):
+        # Cut after the first byte of a gzip member, which is half its signature.
+        cut = isinstance(damage, gzip.BadGzipFile) and str(damage).endswith(r"(b'\x1f')")
+        if row is not None and isinstance(damage, (gzip.BadGzipFile, zlib.error)) and not cut:
             # The page before the damage may be what is damaged. An archive that merely ends too soon has it whole.
             number -= 1
         elif row is not None:

@@ -749,7 +749,7 @@ def _duplicates(report: Report) -> Html:
             ),
             plot,
             _table("Clusters by size", ("documents in a cluster", "clusters"), list(bins.items())),
-            _table("Pairs between sources", ("removed -> kept", "pairs"), sorted(between.items())),
+            _table("Pairs between sources", ("kept -> removed", "pairs"), sorted(between.items())),
             Html("<h3>The largest clusters</h3>") if largest else "",
             *largest,
         )

@@ -7,7 +7,7 @@ the recipe and its input, and on nothing else.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, MutableSequence
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
@@ -20,11 +20,19 @@ from transformers import AutoTokenizer
 from .documents import BYTES_OUT, Ledger, Step, list_parts, write_json
 from .packing import token_dtype
 from .readers import in_test_part
-from .tokenizer import TextSample, TokenizerConfig, encode_documents, load_tokenizer, split_text, train_tokenizer
+from .tokenizer import (
+    DocumentEncoder,
+    TextSample,
+    TokenizerConfig,
+    batches,
+    load_tokenizer,
+    split_text,
+    train_tokenizer,
+)
 
 
 SPLITS = ("train", "validation")
-ENCODE_BATCH_CHARACTERS = 4_000_000
+ENCODE_BATCH_CHARACTERS = 1_000_000
 # A text counts in the sample by pieces of this size, so that one huge document is no sample.
 SAMPLE_CHARACTERS = 100_000
 
@@ -210,30 +218,25 @@ class Tokenize(Step):
         source = None
         temporary = {split: self.folder / f".{name}.{split}.{os.getpid()}" for split in SPLITS}
         files = {split: open(path, "wb") for split, path in temporary.items()}  # noqa: SIM115 (closed below)
-        for batch in _batches(data):
-            ids_of = encode_documents(tokenizer, [document.text for document in batch])
-            written: dict[str, list[MutableSequence[int]]] = {split: [] for split in SPLITS}
-            for document, ids in zip(batch, ids_of):
+        encoder, end_of_text = DocumentEncoder(tokenizer, dtype), np.array([tokenizer.eos_token_id], dtype).tobytes()
+        for batch in batches(data, lambda document: len(document.text), ENCODE_BATCH_CHARACTERS):
+            for document, ids in zip(batch, encoder.encode([document.text for document in batch])):
                 source = document.metadata["source"]
                 # A key of its own: with that of a source's `part`, one division would swallow the other.
                 held_out = in_test_part(f"holdout\0{document.text.strip()}", self.holdout_fraction, self.seed)
                 split = SPLITS[held_out]
-                ids.append(tokenizer.eos_token_id)
-                written[split].append(ids)
-                size = len(document.text.encode())
-                _add(splits[split], documents=1, tokens=len(ids), bytes=size)
+                files[split].write(ids + end_of_text)
+                tokens, size = len(ids) // dtype.itemsize + 1, len(document.text.encode())
+                _add(splits[split], documents=1, tokens=tokens, bytes=size)
                 _add(
                     languages.setdefault(document.metadata["language"] or "und", {}),
                     documents=1,
                     words=len(document.text.split()),
                     characters=len(document.text),
                     bytes=size,
-                    tokens=len(ids) - 1,
+                    tokens=tokens - 1,
                 )
-                self.ledger.count(source, documents_out=1, bytes_out=size, tokens=len(ids))
-            for split, lists in written.items():
-                count = sum(map(len, lists))
-                np.fromiter(chain.from_iterable(lists), dtype=dtype, count=count).tofile(files[split])
+                self.ledger.count(source, documents_out=1, bytes_out=size, tokens=tokens)
         for split, file in files.items():
             file.close()
             os.replace(temporary[split], self.folder / f"{name}.{split}.bin")
@@ -359,19 +362,6 @@ def _folder_names(sources: list[str]) -> dict[str, str]:
         name = "".join(char if char.isalnum() or char in "-_." else "-" for char in source).strip(".") or "source"
         names[source] = name if name not in names.values() else f"{name}-{number}"
     return names
-
-
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= ENCODE_BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _add(numbers: dict[str, int], **more: int) -> None:

@@ -82,7 +82,9 @@ class ReadRows(Step):
             text = row[source.text_field]
             self.ledger.count(name, documents_in=1, bytes_in=len(text.encode("utf-8")))
             url = row.get("url")
-            document = make_document(text, f"{name}/{rank}/{number}", name, url=url if isinstance(url, str) else None)
+            # Only the text must be whole; an address with broken bytes is no reason to lose it.
+            url = url.encode("utf-8", "replace").decode() if isinstance(url, str) else None
+            document = make_document(text, f"{name}/{rank}/{number}", name, url=url)
             document.metadata["markup"] = source.markup_of(row)
             yield document
         for reason, passed in errors.passed_over.items():

@@ -120,7 +120,14 @@ def _prepare(arguments: argparse.Namespace) -> None:
     report = sys.stderr if arguments.json else sys.stdout
     executor = ExecutorConfig(arguments.executor, arguments.workers, parse_options(arguments.executor_option))
     config = load_corpus_config(arguments.recipe)
-    done = prepare(config, arguments.output, arguments.overwrite, executor, arguments.stage, arguments.discard_stages)
+    try:
+        done = prepare(
+            config, arguments.output, arguments.overwrite, executor, arguments.stage, arguments.discard_stages
+        )
+    except RuntimeError as error:
+        # Of a task: where it failed is in the file that the message names, not here.
+        print(f"hfgpt prepare: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     if arguments.stage is None:
         bad = done["bad_rows"]
         if bad["count"]:
@@ -135,7 +142,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
                 file=report,
             )
     if arguments.json:
-        print(json.dumps(done, ensure_ascii=False))
+        print(json.dumps(done))
 
 
 def _generate(arguments: argparse.Namespace) -> None:

@@ -14,10 +14,14 @@ PEERS = ["GPT-2, sdpa", "GPT-Neo", "GPT-3, sdpa"]
 
 
 def run(name: str, tmp_path: Path, *options: str) -> tuple[str, list[dict]]:
-    """What one benchmark prints, and its records."""
+    """What one benchmark of a model prints, and its records."""
+    return run_any(name, tmp_path, *options, "--dtypes", "bf16")
+
+
+def run_any(name: str, tmp_path: Path, *options: str) -> tuple[str, list[dict]]:
     file = tmp_path / "results.jsonl"
     command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *options]
-    command += ["--dtypes", "bf16", "--rounds", "1", "--threads", "1", "--device", "cpu", "--json", str(file)]
+    command += ["--rounds", "1", "--threads", "1", "--device", "cpu", "--json", str(file)]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return result.stdout, [json.loads(line) for line in file.read_text().splitlines()]
@@ -61,4 +65,31 @@ def test_reading_is_timed_beside_a_training_step(tmp_path):
     for row in record["rows"]:
         assert "error" not in row and row["seconds"] > 0 and row["tokens_per_second"] > 0
         assert f"| {row['name']} |" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_tokens_of_a_corpus_are_timed_beside_plain_tokenization(tmp_path):
+    printed, (record,) = run_any("corpus", tmp_path, "--max-bytes", "100000")
+    ours, *others = record["rows"]
+    assert ours["name"].startswith("ours") and len(others) == 3
+    for row in record["rows"]:
+        assert "error" not in row and row["seconds"] > 0
+        assert f"| {row['name']} |" in printed
+    encoded, fast, blocks = (row["tokens"] for row in others)
+    # An end-of-text token a document more; what is left of a last block less.
+    assert encoded == fast < ours["tokens"] < 1.05 * fast
+    assert 0.9 * encoded < blocks <= encoded
+
+
+def test_preparing_is_measured_by_memory_and_by_stage(tmp_path):
+    small = ["--vocab", "300", "--folder", str(tmp_path)]
+    if sys.platform == "linux":
+        _, (record,) = run_any("corpus", tmp_path, "--memory", "20000", *small)
+        (row,) = record["rows"]
+        # Of Python with all libraries at least.
+        assert row["bytes"] == 20000 and row["peak_memory_bytes"] > 50_000_000 and row["seconds"] > 0
+    printed, records = run_any("corpus", tmp_path, "--stages", "20000", *small)
+    stages = [row["name"] for row in records[-1]["rows"]]
+    assert stages == ["read", "clean", "deduplicate", "tokenizer", "tokenize", "shards"]
+    assert all(f"| {stage} |" in printed for stage in stages)
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from ..config import from_mapping, read_yaml, unknown_key
 from ..version import __version__
-from .clean import Clean, CleanConfig, DetectLanguage, check_languages
+from .clean import UNDETERMINED, Clean, CleanConfig, DetectLanguage, check_languages
 from .decontaminate import (
     CollectGrams,
     CountGrams,
@@ -35,8 +35,9 @@ from .executors import ExecutorConfig, ray_cluster
 from .extract import Extract
 from .mixture import Mixture
 from .packing import METADATA_FILE, TOKENIZER_FOLDER, read_metadata
+from .quality import SUMMARY_FILE as QUALITY_SUMMARY
 from .quality import QualityConfig, QualityFilter, SampleQuality, TrainQuality, quality_report
-from .readers import local_files
+from .readers import SourceConfig, local_files
 from .report import write_report
 from .shards import SPLITS, MakeTokenizer, PlanSample, PlanShards, SampleText, Tokenize, WriteShards, shards_of
 from .sources import CorpusSource, ReadRows, WriteParts, plan_reading, read_bad_rows
@@ -123,6 +124,7 @@ class CorpusConfig:
         if isinstance(self.deduplicate, str):
             self.deduplicate = from_mapping(DeduplicateConfig, {"method": self.deduplicate}, "`deduplicate`")
         check_languages(self.languages, "languages")
+        check_languages(set(self.tokenizer.language_shares or ()) - {UNDETERMINED}, "language_shares")
         without = [source.name for source in self.sources if source.weight is None]
         if without and len(without) < len(names):
             raise ValueError(f"Give every source a `weight` or none: {', '.join(without)} has none.")
@@ -324,7 +326,7 @@ def pipeline(config: CorpusConfig, folder: Path) -> list[Stage]:
         Stage(
             "tokenizer/make",
             [MakeTokenizer(config.tokenizer, sample, shares, tokenizer, seed, ledger)],
-            settings=asdict(config.tokenizer),
+            settings=[asdict(config.tokenizer), _tokenizer_files(config.tokenizer)],
         ),
         Stage(
             "tokenize",
@@ -384,6 +386,8 @@ def prepare(
         raise ValueError("Where to? Give `--output DIR` or set `output_dir` in the recipe.")
     output = Path(output_dir or config.output_dir or "").resolve()
     executor = executor or ExecutorConfig()
+    if not output.name:
+        raise ValueError(f"The corpus cannot be {output} itself: choose a folder below it with --output.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file: choose another folder with --output.")
     folder = output.with_name(output.name + STAGES_ENDING)
@@ -402,6 +406,9 @@ def prepare(
         same = metadata.get("inputs_sha256") == whole
         if same and not overwrite:
             print(f"{output} is there already, from the same recipe and files.", file=sys.stderr)
+            if discard_stages and folder.exists():
+                with locked(folder):
+                    shutil.rmtree(folder)
             return metadata
         if not overwrite:
             raise ValueError(another_recipe(output))
@@ -440,7 +447,9 @@ def prepare(
 
 
 def _check_documents(stage: Stage, folder: Path, config: CorpusConfig) -> None:
-    """That a stage has not found too many malformed rows, and has left some documents; else it is not done.
+    """That a stage has not found too many malformed rows, and has left documents to go on with; else it is not done.
+
+    Says so where a source has none left, or the crawl of a language is not filtered.
 
     Raises:
         ValueError: It has, or it has not.
@@ -454,22 +463,43 @@ def _check_documents(stage: Stage, folder: Path, config: CorpusConfig) -> None:
 
 
 def _check_ledger(stage: Stage, own: Path, config: CorpusConfig) -> None:
+    if stage.name == "quality/train":
+        for language, numbers in read_json(own / "model" / QUALITY_SUMMARY).items():
+            if numbers["negatives"] and not numbers["filtered"]:
+                print(f"Warning: `quality` does not filter language {language!r}: {numbers['why']}.", file=sys.stderr)
     bad_rows = read_bad_rows(own / BAD_ROWS, config.max_bad_rows) if stage.name == "read" else None
     if stage.documents is None:
         return
     ledger = read_json(own / LEDGER_FILE)
-    if sum(counts.get("documents_out", 0) for counts in ledger["counts"].values()):
-        return
-    if bad_rows is not None:
+    left = {name for name, counts in ledger["counts"].items() if counts.get("documents_out")}
+    if not left:
+        names = [source.name for source in config.sources]
+        if bad_rows is None:
+            why = _why_dropped(ledger, names)
+            raise ValueError(f"Stage {stage.name!r} left no document: {why}. Change its settings in the recipe.")
+        example = f" The first of those rows: {bad_rows['examples'][0]}." if bad_rows["count"] else ""
         raise ValueError(
-            f"No text was read from {', '.join(source.name for source in config.sources)} ({bad_rows['count']} malformed "
-            "rows): check `path`, `where`, `part` and `text_field`."
+            f"No text was read from {', '.join(names)} ({bad_rows['count']} malformed rows): check `path`, `where`, `part` "
+            f"and `text_field`. What was read: {_why_dropped(ledger, names)}.{example}"
         )
+    for source in config.sources:
+        # Where an earlier stage left none, that stage has said so.
+        if source.name in left or not (bad_rows is not None or source.name in ledger["counts"]):
+            continue
+        message = (
+            f"Source {source.name!r} has no document left after {stage.name!r}: {_why_dropped(ledger, [source.name])}."
+        )
+        if source.weight is not None:
+            raise ValueError(f"{message} It has a `weight`: change its settings, or leave it out of the recipe.")
+        print(f"Warning: {message}", file=sys.stderr)
+
+
+def _why_dropped(ledger: dict[str, Any], sources: list[str]) -> str:
+    """The commonest reasons for which documents of these sources were dropped."""
     reasons = Counter[str]()
-    for dropped in ledger["dropped"].values():
-        reasons.update({reason: numbers["documents"] for reason, numbers in dropped.items()})
-    why = ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3))
-    raise ValueError(f"Stage {stage.name!r} left no document: {why}. Change its settings in the recipe.")
+    for source in sources:
+        reasons.update({reason: numbers["documents"] for reason, numbers in ledger["dropped"].get(source, {}).items()})
+    return ", ".join(f"{reason} ({count:,})" for reason, count in reasons.most_common(3)) or "no rows"
 
 
 def publish(config: CorpusConfig, output: Path, folder: Path, stages: list[Stage], **about: Any) -> dict[str, Any]:
@@ -485,6 +515,12 @@ def publish(config: CorpusConfig, output: Path, folder: Path, stages: list[Stage
     if config.weights is not None:
         # Says what is wrong with the weights now and not when training starts.
         tokens = {name: entry["tokens"] for name, entry in splits["train"]["sources"].items()}
+        for name, count in tokens.items():
+            if count == 0:
+                raise ValueError(
+                    f"Source {name!r} has a `weight`, and every document of it was held out: lower `holdout_fraction`, "
+                    "add text to it, or leave it out of the recipe."
+                )
         Mixture(config.weights, tokens, config.seed)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer/make" / TOKENIZER_FOLDER)
     metadata = {
@@ -588,7 +624,7 @@ def make_report(
         )["benchmarks"]
     if config.quality is not None:
         report["quality"] = quality_report(
-            read_json(folder / "quality/train/model/summary.json"),
+            read_json(folder / "quality/train/model" / QUALITY_SUMMARY),
             read_json(folder / "quality/filter" / LEDGER_FILE)["counts"],
         )
     return report
@@ -666,6 +702,15 @@ def _fertility(languages: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
         }
         for language, numbers in sorted(languages.items(), key=lambda item: -item[1]["bytes"])
     ]
+
+
+def _tokenizer_files(config: TokenizerConfig) -> list[tuple[str, int, str]]:
+    """The local files of an existing tokenizer, as `local_files` tells them apart; none for one of the Hub."""
+    if config.path is not None and Path(config.path).is_dir():
+        paths = sorted(str(path) for path in Path(config.path).iterdir() if path.is_file())
+    else:
+        paths = [path for path in (config.vocab_file, config.merges_file) if path is not None]
+    return local_files(SourceConfig(path=paths)) if paths else []
 
 
 def _recipe(config: CorpusConfig) -> dict[str, Any]:

@@ -59,6 +59,7 @@ REMEMBERED_CHARACTERS = 40
 CUT = "contaminated: cut out"
 SPACE = re.compile(r"\s")
 BENCHMARK_FORMATS = ("text", "jsonl", "csv", "parquet")
+NO_MARKUP = f"Benchmarks are rows without markup: give {', '.join(BENCHMARK_FORMATS)}, or a `dataset`."
 NO_HITS = np.zeros((0, 2), np.int64)
 
 
@@ -81,16 +82,9 @@ class BenchmarkConfig(SourceConfig):
         if not self.fields:
             raise ValueError(f"`fields` of benchmark {self.name!r} is empty: name one, or leave it out.")
         if self.format not in (None, *BENCHMARK_FORMATS):
-            raise self.no_rows(f"`format: {self.format}`")
+            raise ValueError(f"Benchmark {self.name!r} has `format: {self.format}`. {NO_MARKUP}")
         if self.extract not in ("auto", "none"):
-            raise self.no_rows(f"`extract: {self.extract}`")
-
-    def no_rows(self, what: str) -> ValueError:
-        """The error for a benchmark that is pages or articles."""
-        return ValueError(
-            f"Benchmark {self.name!r} has {what}, and benchmarks are rows without markup: give "
-            f"{', '.join(BENCHMARK_FORMATS[:-1])} or {BENCHMARK_FORMATS[-1]}, or a `dataset`."
-        )
+            raise ValueError(f"Benchmark {self.name!r} has `extract: {self.extract}`. {NO_MARKUP}")
 
     @property
     def file_name(self) -> str:
@@ -175,7 +169,7 @@ def read_examples(benchmark: BenchmarkConfig, errors: RowErrors) -> Iterator[lis
     try:
         for file, line, row in numbered_rows(benchmark, errors):
             if MARKUP in row:
-                raise benchmark.no_rows(f"the file {file}")
+                raise ValueError(f"{file} holds pages or articles. {NO_MARKUP}")
             for key in looked_at:
                 if key not in row:
                     raise ValueError(

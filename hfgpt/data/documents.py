@@ -81,8 +81,13 @@ class Ledger:
         """Say that one more document was read."""
         self._progress += 1
         now = time.monotonic()
-        if self.progress_file is not None and now - self._progress_at > 1.0:
+        if now - self._progress_at > 1.0:
             self._progress_at = now
+            self.write_progress()
+
+    def write_progress(self) -> None:
+        """Say how many documents were read."""
+        if self.progress_file is not None:
             self.progress_file.write_text(str(self._progress))
 
     def to_dict(self) -> dict[str, Any]:
@@ -197,7 +202,7 @@ class WritePart(Step):
         super().__init__(ledger)
         self.read_from, self.folder = read_from, folder
 
-    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         """Consume the documents."""
         with PartWriter(self.folder / list_parts(self.read_from)[rank].name) as writer:
             for document in data:

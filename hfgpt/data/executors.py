@@ -8,14 +8,17 @@ stops instead of working on beside the next run.
 import errno
 import inspect
 import json
+import logging
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,7 +39,7 @@ from loguru import logger
 from tqdm.auto import tqdm
 
 from ..config import unknown_key
-from .documents import Step, write_json
+from .documents import Step, read_json, write_json
 
 
 ExecutorName = Literal["local", "ray", "slurm"]
@@ -101,7 +104,7 @@ def cpu_count() -> int:
 
 
 class TaskError(Exception):
-    """A task failed; what happened is in its error file."""
+    """A task failed; its argument says how, as JSON, and so does its error file, if there was room for one."""
 
 
 class _Task:
@@ -109,16 +112,17 @@ class _Task:
 
     driver_pid: int | None = None
     threads: int | None = None
+    # Of the run that the task belongs to: a task that has outlived its driver must not fail the next one.
+    run_id = ""
 
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
         executor: Any = self
         if executor.is_rank_completed(rank):
             return PipelineStats()
         folder = Path(executor.logging_dir.path)
-        error_file = folder / "errors" / f"{rank:05d}.json"
-        error_file.unlink(missing_ok=True)
+        error_file = folder / "errors" / f"{self.run_id}-{rank:05d}.json"
         if self.driver_pid is not None and self.driver_pid != os.getpid():
-            _stop_without_parent()
+            _stop_without(self.driver_pid)
             # This process shares the cores with the other workers.
             os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(self.threads or 1)
         executor._set_distributed_environment(node_rank)
@@ -134,6 +138,7 @@ class _Task:
                 data = step(data, rank, executor.world_size)
             if data is not None:
                 deque(data, maxlen=0)
+            ledger.write_progress()
             seconds = {"seconds": time.monotonic() - wall, "cpu_seconds": time.process_time() - cpu}
             write_json(folder / "ledgers" / f"{rank:05d}.json", {**ledger.to_dict(), **seconds})
             stats = PipelineStats(pipeline)
@@ -141,17 +146,12 @@ class _Task:
                 stats.save_to_disk(file)
             executor.mark_rank_as_completed(rank)
             return stats
-        except KeyboardInterrupt:
-            if self.driver_pid in (None, os.getpid()):
-                raise
-            os._exit(130)
-        except BaseException as error:
+        except Exception as error:
+            description = _describe(error)
             with suppress(OSError):
-                write_json(error_file, _describe(error))
+                write_json(error_file, description)
             # Plain text: some exceptions do not survive being pickled, and their pool would wait for ever.
-            raise TaskError(f"{type(error).__name__}: {error}") from (
-                error if self.driver_pid == os.getpid() else None
-            )
+            raise TaskError(json.dumps(description)) from None
 
 
 class LocalExecutor(_Task, LocalPipelineExecutor):
@@ -168,7 +168,7 @@ class LocalExecutor(_Task, LocalPipelineExecutor):
         if self.start_method == "forkserver":
             # Imported once, by the server that the workers are forked from.
             context.set_forkserver_preload(["hfgpt.data.corpus"])
-        with ProcessPoolExecutor(min(self.workers, len(ranks)), mp_context=context) as pool:
+        with ProcessPoolExecutor(min(self.workers, len(ranks)), context, _start_worker) as pool:
             futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
             try:
                 for future in as_completed(futures):
@@ -178,6 +178,10 @@ class LocalExecutor(_Task, LocalPipelineExecutor):
                     "A worker process was killed from outside, most often for want of memory. What is finished is kept: "
                     "run the same command again with fewer `--workers`."
                 ) from None
+            except KeyboardInterrupt:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -209,16 +213,31 @@ def _describe(error: BaseException) -> dict[str, str]:
 
 
 @cache
-def _stop_without_parent() -> None:
-    """End this process when the one it was started from is gone."""
-    parent = os.getppid()
+def _stop_without(driver: int) -> None:
+    """End this process when the one that runs the stage is gone."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while _is_alive(driver):
             time.sleep(POLL_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be buried."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except (OSError, IndexError):  # no /proc on this system, or another user's
+        return True
+
+
+def _start_worker() -> None:
+    # Ctrl-C reaches every process of a terminal; the driver ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_tasks(
@@ -252,17 +271,19 @@ def run_tasks(
     executor = EXECUTORS[config.name](
         pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(folder), **options
     )
+    executor.run_id = uuid.uuid4().hex[:8]
     if config.name == "local":
         executor.driver_pid = os.getpid()
         executor.threads = max(1, cpu_count() // workers)
+    failure = None
     try:
         if executor.get_incomplete_ranks():
             with _bar(name, folder, tasks):
                 executor.run()
                 if config.name == "slurm":
                     _wait_for_slurm(executor, folder)
-    except TaskError:
-        pass  # its file says more
+    except TaskError as error:
+        failure = json.loads(str(error))
     except FileNotFoundError as error:
         if config.name != "slurm" or error.filename != "sbatch":
             raise
@@ -271,7 +292,15 @@ def run_tasks(
         ) from None
     finally:
         logger.enable("datatrove")
-    _raise_errors(name, folder)
+    for file in _error_files(folder, executor)[:1]:
+        failure = {**read_json(file), "details": f" (details in {file})"}
+    if failure is not None and failure["kind"] == "ValueError":
+        raise ValueError(failure["message"])
+    if failure is not None:
+        raise RuntimeError(
+            f"Stage {name!r} failed: {failure['kind']}: {failure['message']}{failure.get('details', '')}. "
+            "What is finished is kept: run the same command again."
+        )
     left = executor.get_incomplete_ranks()
     if left:
         raise RuntimeError(
@@ -280,17 +309,8 @@ def run_tasks(
         )
 
 
-def _raise_errors(name: str, folder: Path) -> None:
-    files = sorted((folder / "errors").glob("*.json"))
-    if not files:
-        return
-    error = json.loads(files[0].read_text(encoding="utf-8"))
-    if error["kind"] == "ValueError":
-        raise ValueError(error["message"])
-    raise RuntimeError(
-        f"Stage {name!r} failed: {error['kind']}: {error['message']} (details in {files[0]}). "
-        "What is finished is kept: run the same command again."
-    )
+def _error_files(folder: Path, executor: Any) -> list[Path]:
+    return sorted((folder / "errors").glob(f"{executor.run_id}-*.json"))
 
 
 @contextmanager
@@ -310,7 +330,7 @@ def ray_cluster(config: ExecutorConfig) -> Iterator[None]:
     where = (
         {"address": address} if address else {"num_cpus": config.workers or cpu_count(), "include_dashboard": False}
     )
-    ray.init(**where, logging_level="ERROR", log_to_driver=False)
+    ray.init(**where, logging_level=logging.ERROR, log_to_driver=False)
     try:
         yield
     finally:
@@ -326,7 +346,7 @@ def _activate() -> str | None:
 def _wait_for_slurm(executor: Any, folder: Path) -> None:
     """Until every task of the submitted job has ended, well or badly."""
     gone = 0
-    while executor.get_incomplete_ranks() and not any((folder / "errors").iterdir()):
+    while executor.get_incomplete_ranks() and not _error_files(folder, executor):
         time.sleep(POLL_SECONDS if gone else 10 * POLL_SECONDS)
         listed = subprocess.run(
             ["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True, check=False
@@ -335,7 +355,7 @@ def _wait_for_slurm(executor: Any, folder: Path) -> None:
         gone = gone + 1 if not listed.stdout.strip() else 0
         if gone > 10:
             return
-    if any((folder / "errors").iterdir()):
+    if _error_files(folder, executor):
         subprocess.run(["scancel", str(executor.job_id)], capture_output=True, check=False)
 
 

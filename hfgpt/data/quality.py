@@ -7,7 +7,11 @@ Beyond the paper: a classifier for every language, since one alone would score K
 are English; and character pairs for scripts in which words are inflected by suffixes without a space (Korean) or not
 separated at all. On 2,000 Korean film reviews, liked against disliked, pairs raised accuracy from 75.1% to 81.4%.
 
-Sampling and the draw are functions of each document's text and the seed, so nothing depends on parts or workers.
+Also beyond the paper: cross-fitting. A crawl is often no larger than the sample, and a classifier scores low whatever
+it was shown as a negative: it would keep 5% of 100 film reviews among 1,000 advertisements, and 61% of other reviews.
+So every text belongs to one of two folds, each fold trains a classifier, and the other fold's scores it: 58% and 61%.
+
+Sampling, folds and the draw are functions of each document's text and the seed, so nothing depends on parts or workers.
 """
 
 import hashlib
@@ -57,7 +61,8 @@ class QualityConfig:
         default=50_000, metadata={"help": "Documents to train on, of each class and language, at most."}
     )
     min_examples: int = field(
-        default=200, metadata={"help": "A language with fewer documents of either class is not filtered."}
+        default=200,
+        metadata={"help": "A language with fewer documents of either class, both folds together, is not filtered."},
     )
     seed: int = field(default=0, metadata={"help": "Seed of the sample and of the Pareto draws."})
 
@@ -69,7 +74,9 @@ class QualityConfig:
         if not 2**8 <= self.features <= 2**26:
             raise ValueError(f"`features` must be from {2**8} to {2**26}, got {self.features}.")
         if self.min_examples < 20:
-            raise ValueError(f"`min_examples` must be at least 20 (a tenth is held out), got {self.min_examples}.")
+            raise ValueError(
+                f"`min_examples` must be at least 20 (half of them train a classifier), got {self.min_examples}."
+            )
         if self.max_documents < self.min_examples:
             raise ValueError(
                 f"`max_documents` ({self.max_documents}) is below `min_examples` ({self.min_examples}): "
@@ -95,11 +102,14 @@ def _vectors(texts: Iterable[str], features: int) -> Any:
 
 @dataclass
 class QualityModel:
-    """Weights by language: an array (features,) and a bias."""
+    """Two classifiers by language: weights (features, 2) and biases (2,).
+
+    Column 0 scores the texts of fold 0 and was trained on those of fold 1; column 1 the other way round.
+    """
 
     features: int
     weights: dict[str, np.ndarray]
-    bias: dict[str, float]
+    bias: dict[str, np.ndarray]
 
 
 def save_model(model: QualityModel, path: Path) -> None:
@@ -111,8 +121,8 @@ def save_model(model: QualityModel, path: Path) -> None:
         np.savez_compressed(
             file,
             languages=np.array(languages, dtype="U16"),
-            weights=np.array([model.weights[name] for name in languages], np.float32).reshape(-1, model.features),
-            bias=np.array([model.bias[name] for name in languages], np.float64),
+            weights=np.array([model.weights[name] for name in languages], np.float32).reshape(-1, model.features, 2),
+            bias=np.array([model.bias[name] for name in languages], np.float64).reshape(-1, 2),
         )
     os.replace(temporary, path)
 
@@ -133,12 +143,14 @@ def load_model(path: str | Path) -> QualityModel:
         return QualityModel(
             features=weights.shape[1],
             weights={language: row.astype(np.float64) for language, row in zip(languages, weights)},
-            bias=dict(zip(languages, file["bias"].tolist())),
+            bias=dict(zip(languages, file["bias"])),
         )
 
 
 def scores(texts: list[str], model: QualityModel, language: str) -> np.ndarray:
     """How much texts are like the curated sources: probabilities, float64 of shape (texts,).
+
+    Each is scored by the classifier that its fold did not train, so a text that was trained on scores like any other.
 
     Args:
         texts: Documents in one language.
@@ -154,9 +166,15 @@ def scores(texts: list[str], model: QualityModel, language: str) -> np.ndarray:
         )
     if not texts:
         return np.zeros(0)
+    folds = np.array([_fold(text) for text in texts])
+    return _probabilities(_vectors(texts, model.features), folds, model.weights[language], model.bias[language])
+
+
+def _probabilities(vectors: Any, folds: np.ndarray, weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Of each row of `vectors`, by the column of `weights` and `bias` that scores its fold."""
     from scipy.special import expit
 
-    return expit(_vectors(texts, model.features) @ model.weights[language] + model.bias[language])
+    return expit((vectors @ weights + bias)[np.arange(len(folds)), folds])
 
 
 def is_kept(text: str, score: float, alpha: float = 9.0, seed: int = 0) -> bool:
@@ -175,9 +193,9 @@ def _text_key(purpose: str, text: str, seed: int) -> int:
     return int.from_bytes(hashlib.blake2b(value, digest_size=16).digest())
 
 
-def _is_held_out(key: int) -> bool:
-    # The low bits: the sample was chosen by the high ones.
-    return (key & 0xFFFFFFFF) % 10 == 0
+def _fold(text: str) -> int:
+    """0 or 1. Of what a sample holds of the text; without a seed, so that a model needs none to score."""
+    return _text_key("quality fold", text[:FEATURE_CHARACTERS], 0) & 1
 
 
 class _Sample:
@@ -281,11 +299,12 @@ class SampleQuality(Step):
 
 
 class TrainQuality(Step):
-    """Trains a classifier for each language on all samples, measures it on a held-out tenth, and writes both. One task.
+    """Trains a classifier for each language and fold on all samples, measures it on the other fold. One task.
 
-    Writes `quality.npz` (see `load_model`) and `summary.json`: by language the examples of both classes, and of those
-    held out the accuracy, the area under the ROC curve, histograms of their scores and the share expected to stay.
-    Classes weigh the same, however many examples each has.
+    Writes `quality.npz` (see `load_model`) and `summary.json`: by language the examples of both classes, and the
+    accuracy, the area under the ROC curve, histograms of the scores and the share expected to stay. All examples are
+    measured, each held out: scored by the classifier that has not seen it, as the filter scores them. Classes weigh the
+    same, however many examples each has.
 
     Args:
         config: Of the filter.
@@ -325,49 +344,56 @@ class TrainQuality(Step):
 def _train_language(
     language: str, examples: list[list[tuple[int, str, str]]], config: QualityConfig, model: QualityModel
 ) -> dict[str, Any]:
-    """Add the language's classifier to the model; returns its summary. `examples`: positives, negatives."""
+    """Add the language's classifiers to the model; returns its summary. `examples`: positives, negatives."""
     counts = {"positives": len(examples[0]), "negatives": len(examples[1])}
     few = [f"{count} {name}" for name, count in counts.items() if count < config.min_examples]
     if few:
         return {**counts, "filtered": False, "why": f"{', '.join(few)}: fewer than min_examples {config.min_examples}"}
 
+    texts: list[list[str]] = [[], []]
+    labels: list[list[bool]] = [[], []]
+    for is_positive, rows in zip((True, False), examples):
+        for _, text, _ in rows:
+            fold = _fold(text)
+            texts[fold].append(text)
+            labels[fold].append(is_positive)
+    if any(len(set(of_fold)) < 2 for of_fold in labels):
+        # One in half a million at the fewest examples allowed.
+        return {**counts, "filtered": False, "why": "all examples of a class are in one fold: more are needed"}
+
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from threadpoolctl import threadpool_limits
 
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    labels: dict[bool, list[int]] = {True: [], False: []}
-    for label, rows in zip((1, 0), examples):
-        for key, text, _ in rows:
-            texts[_is_held_out(key)].append(text)
-            labels[_is_held_out(key)].append(label)
+    vectors = [_vectors(of_fold, config.features) for of_fold in texts]
+    weights, bias = np.zeros((config.features, 2)), np.zeros(2)
     classifier = LogisticRegression(C=INVERSE_REGULARIZATION, class_weight="balanced", max_iter=300)
-    # Sums over one thread: the same weights whatever the number of cores.
-    with threadpool_limits(1):
-        classifier.fit(_vectors(texts[False], config.features), labels[False])
-    model.weights[language] = classifier.coef_[0].astype(np.float32).astype(np.float64)
-    model.bias[language] = float(classifier.intercept_[0])
+    for fold in (0, 1):
+        # Sums over one thread: the same weights whatever the number of cores.
+        with threadpool_limits(1):
+            classifier.fit(vectors[1 - fold], labels[1 - fold])
+        # Rounded as the file holds them.
+        weights[:, fold] = classifier.coef_[0].astype(np.float32)
+        bias[fold] = classifier.intercept_[0]
+    model.weights[language], model.bias[language] = weights, bias
 
-    held_out = scores(texts[True], model, language)
-    truth = np.array(labels[True], dtype=bool)
+    held_out = np.concatenate(
+        [_probabilities(vectors[fold], np.full(len(texts[fold]), fold), weights, bias) for fold in (0, 1)]
+    )
+    truth = np.array(labels[0] + labels[1])
     by_class = {"positives": held_out[truth], "negatives": held_out[~truth]}
-    summary: dict[str, Any] = {
+    right = np.mean(by_class["positives"] > 0.5), np.mean(by_class["negatives"] <= 0.5)
+    return {
         **counts,
         "filtered": True,
-        "held_out_documents": {name: len(values) for name, values in by_class.items()},
+        # The mean of both classes, so that neither counts more for having more examples.
+        "held_out_accuracy": float(np.mean(right)),
+        "held_out_auc": float(roc_auc_score(truth, held_out)),
         "scores": {
             name: np.histogram(values, HISTOGRAM_BINS, (0.0, 1.0))[0].tolist() for name, values in by_class.items()
         },
+        "expected_kept": {name: float(np.mean((2.0 - values) ** -config.alpha)) for name, values in by_class.items()},
     }
-    if truth.any() and not truth.all():
-        right = np.mean(by_class["positives"] > 0.5), np.mean(by_class["negatives"] <= 0.5)
-        # The mean of both classes, so that neither counts more for having more examples.
-        summary["held_out_accuracy"] = float(np.mean(right))
-        summary["held_out_auc"] = float(roc_auc_score(truth, held_out))
-        summary["expected_kept"] = {
-            name: float(np.mean((2.0 - values) ** -config.alpha)) for name, values in by_class.items()
-        }
-    return summary
 
 
 def quality_report(summary: dict[str, dict[str, Any]], counts: dict[str, dict[str, float]]) -> dict[str, Any]:

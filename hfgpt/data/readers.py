@@ -425,7 +425,11 @@ def _filesystem(path: str) -> tuple[Any, str]:
 
 def _refuse_pipe(path: str, info: dict[str, Any]) -> None:
     if info["type"] == "other":
-        raise ValueError(f"`path: {path}` is a pipe or a device, which can be read but once: write it to a file first.")
+        if not Path(path).exists():
+            raise ValueError(f"No such file: `path: {path}` is a link to nothing.")
+        raise ValueError(
+            f"`path: {path}` is a pipe or a device, which can be read but once: write it to a file first."
+        )
 
 
 def _ending(file: str) -> str:

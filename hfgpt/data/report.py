@@ -11,8 +11,9 @@ The report is a mapping. A section that is absent or empty (its stage was switch
 - `duplicates`: `{clusters, documents_in_clusters, removed, cluster_sizes: {"2": n}, pairs_between_sources:
   {"a -> b": n}, largest: [{size, kept: {source, id, text}, removed: [{source, id, text}]}]}`
 - `contamination[benchmark] = {examples, too_short, dirty, left_in_corpus, documents_cut, documents_dropped}`
-- `quality[language] = {positives, negatives, held_out_accuracy, held_out_auc, scores: {name: counts of equal bins from
-  0 to 1}, kept, dropped}`
+- `quality[language] = {positives, negatives, filtered, held_out_accuracy, held_out_auc, scores: {name: counts of equal
+  bins from 0 to 1}, expected_kept: {"positives": share, "negatives": share}, kept, dropped}`; of a language that was not
+  filtered `{positives, negatives, filtered, why, kept, dropped}`
 - `fertility`: a list of `{language, documents, words, bytes, characters, tokens, tokens_per_word, tokens_per_byte,
   tokens_per_document}`
 - `tokenizer`: `{vocab_size, trained, sample: [{source, language, bytes}]}`
@@ -788,8 +789,11 @@ def _quality(report: Report) -> Html:
             language,
             numbers.get("positives"),
             numbers.get("negatives"),
+            numbers.get("filtered"),
+            numbers.get("why"),
             _ratio(numbers.get("held_out_accuracy")),
             _ratio(numbers.get("held_out_auc")),
+            *(_part((numbers.get("expected_kept") or {}).get(name), 1) for name in ("positives", "negatives")),
             numbers.get("kept"),
             numbers.get("dropped"),
             _part(numbers.get("kept"), (numbers.get("kept") or 0) + (numbers.get("dropped") or 0)),
@@ -800,8 +804,12 @@ def _quality(report: Report) -> Html:
         "language",
         "positives",
         "negatives",
+        "filtered",
+        "why not",
         "held-out accuracy",
         "held-out AUC",
+        "expected kept of positives",
+        "expected kept of negatives",
         "kept",
         "dropped",
         "kept of all",

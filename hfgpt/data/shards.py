@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from datatrove.data import Document
@@ -32,6 +32,7 @@ from .tokenizer import (
 
 
 SPLITS = ("train", "validation")
+MAX_FOLDER_CHARACTERS = 60
 ENCODE_BATCH_CHARACTERS = 1_000_000
 # A text counts in the sample by pieces of this size, so that one huge document is no sample.
 SAMPLE_CHARACTERS = 100_000
@@ -58,28 +59,39 @@ def sample_shares(
     for (source, language), size in strata.items():
         of_source = sum(other for (name, _), other in strata.items() if name == source)
         wanted[source, language] = size if weights is None else weights.get(source, 0.0) * size / max(of_source, 1)
-    if language_shares is not None:
-        by_language: dict[str, float] = {}
-        for (_, language), want in wanted.items():
-            by_language[language] = by_language.get(language, 0.0) + want
-        wanted = {
-            (source, language): language_shares.get(language, 0.0) * want / by_language[language] if want else 0.0
-            for (source, language), want in wanted.items()
-        }
-    shares = dict.fromkeys(strata, 0)
-    open_strata = {stratum for stratum, want in wanted.items() if want > 0 and strata[stratum] > 0}
-    left = float(sample_bytes)
-    while open_strata and left >= 1:
-        total = sum(wanted[stratum] for stratum in sorted(open_strata))
-        full = {stratum for stratum in open_strata if strata[stratum] <= left * wanted[stratum] / total}
+    if language_shares is None:
+        return _fill(wanted, strata, sample_bytes)
+    # First the languages, then the sources of each: what a source cannot give, others of its language do.
+    by_language: dict[str, dict[tuple[str, str], float]] = {}
+    for stratum, want in wanted.items():
+        by_language.setdefault(stratum[1], {})[stratum] = want
+    there = {language: sum(strata[one] for one in of_it if of_it[one] > 0) for language, of_it in by_language.items()}
+    budgets = _fill({language: language_shares.get(language, 0.0) for language in there}, there, sample_bytes)
+    filled: dict[tuple[str, str], int] = {}
+    for language, of_it in by_language.items():
+        filled |= _fill(of_it, strata, budgets[language])
+    return {stratum: filled[stratum] for stratum in strata}
+
+
+Key = TypeVar("Key", str, tuple[str, str])
+
+
+def _fill(wanted: Mapping[Key, float], there: Mapping[Key, int], budget: int) -> dict[Key, int]:
+    """`budget` in the proportions wanted, and no more of anything than is there."""
+    shares = dict.fromkeys(wanted, 0)
+    open_keys = {key for key, want in wanted.items() if want > 0 and there[key] > 0}
+    left = float(budget)
+    while open_keys and left >= 1:
+        total = sum(wanted[key] for key in sorted(open_keys))
+        full = {key for key in open_keys if there[key] <= left * wanted[key] / total}
         if not full:
-            for stratum in open_strata:
-                shares[stratum] = int(left * wanted[stratum] / total)
+            for key in open_keys:
+                shares[key] = int(left * wanted[key] / total)
             break
-        for stratum in sorted(full):
-            shares[stratum] = strata[stratum]
-            left -= strata[stratum]
-        open_strata -= full
+        for key in sorted(full):
+            shares[key] = there[key]
+            left -= there[key]
+        open_keys -= full
     return shares
 
 
@@ -99,7 +111,7 @@ class PlanSample(Step):
         super().__init__(ledger)
         self.ledger_file, self.config, self.weights, self.shares_file = ledger_file, config, weights, shares_file
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Write the shares."""
         counts = json.loads(self.ledger_file.read_text(encoding="utf-8"))["counts"]
         strata = {
@@ -132,7 +144,7 @@ class SampleText(Step):
         super().__init__(ledger)
         self.read_from, self.shares_file, self.folder, self.seed = read_from, shares_file, folder, seed
 
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         """Consume the documents."""
         shares = _read_shares(self.shares_file)
         samples = {stratum: TextSample(share, self.seed) for stratum, (share, _) in shares.items() if share}
@@ -172,7 +184,7 @@ class MakeTokenizer(Step):
         self.config, self.sample, self.shares_file, self.folder = config, sample, shares_file, folder
         self.seed = seed
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Save the tokenizer, and what it was trained on."""
         taken: list[dict[str, Any]] = []
         if self.config.is_new:
@@ -207,7 +219,7 @@ class Tokenize(Step):
         self.tokenizer, self.read_from, self.folder = tokenizer, read_from, folder
         self.holdout_fraction, self.seed = holdout_fraction, seed
 
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         """Consume the documents."""
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
         dtype = token_dtype(len(tokenizer))
@@ -293,7 +305,7 @@ class PlanShards(Step):
         super().__init__(ledger)
         self.parts, self.sources, self.shard_tokens, self.plan_file = parts, sources, shard_tokens, plan_file
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Write the plan, and the sums by language."""
         languages: dict[str, dict[str, int]] = {}
         dtype = "<u2"
@@ -314,7 +326,7 @@ class WriteShards(Step):
         super().__init__(ledger)
         self.parts, self.plan_file, self.folder = parts, plan_file, folder
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Copy its tokens together."""
         shard, itemsize = shards_of(json.loads(self.plan_file.read_text(encoding="utf-8")))[rank]
         path = self.folder / shard["file"]
@@ -356,11 +368,19 @@ def _read_shares(file: Path) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 def _folder_names(sources: list[str]) -> dict[str, str]:
-    """A folder for each source: its name without what a path cannot hold."""
+    """A folder for each source: its name without what a path cannot hold, and no two alike."""
     names: dict[str, str] = {}
-    for number, source in enumerate(sources):
-        name = "".join(char if char.isalnum() or char in "-_." else "-" for char in source).strip(".") or "source"
-        names[source] = name if name not in names.values() else f"{name}-{number}"
+    taken: set[str] = set()
+    for source in sources:
+        safe = "".join(char if char.isalnum() or char in "-_." else "-" for char in source).strip(".")
+        # A path holds 255 bytes; file systems that do not tell upper from lower case must keep them apart, too.
+        base = safe[:MAX_FOLDER_CHARACTERS] or "source"
+        name, number = base, 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(name.casefold())
+        names[source] = name
     return names
 
 

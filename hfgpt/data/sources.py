@@ -107,7 +107,7 @@ class WriteParts(Step):
         super().__init__(ledger)
         self.folder, self.part_bytes = folder, part_bytes
 
-    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:  # type: ignore[override]
+    def run(self, data: Iterator[Document], rank: int = 0, world_size: int = 1) -> None:
         """Consume the documents."""
         document = next(data, None)
         for number in count():

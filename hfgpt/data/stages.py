@@ -21,6 +21,7 @@ from .executors import ExecutorConfig, run_tasks
 STAGES_ENDING = ".stages"
 # What each stage's folder holds beside its own files.
 TASKS_FOLDER, LEDGER_FILE, FINGERPRINT_FILE, SECONDS_FILE = "tasks", "ledger.json", "settings.json", "seconds.json"
+LOCK_FILE = ".lock"
 # Less text than this is not worth starting processes for.
 SMALL_BYTES = 32_000_000
 
@@ -164,8 +165,8 @@ def fingerprint_of(value: Any) -> str:
 def another_recipe(folder: Path) -> str:
     """The message for a folder that another recipe made."""
     return (
-        f"{folder} holds a corpus of another recipe or of files that have changed since: pass --overwrite or choose "
-        "another folder with --output."
+        f"{folder} holds a corpus of another recipe or of files that have changed since: pass --overwrite (what has not "
+        "changed is not made again) or choose another folder with --output."
     )
 
 
@@ -190,8 +191,11 @@ def drop_outdated(folder: Path, stages: list[Stage], fingerprints: list[str], ov
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keeps two runs from writing to one folder of stages."""
+    if folder.exists() and not (folder / LOCK_FILE).exists() and (folder.is_file() or any(folder.iterdir())):
+        # It is deleted when it has served.
+        raise ValueError(f"{folder} holds something else: choose another folder with --output.")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / LOCK_FILE, timeout=0)
     try:
         lock.acquire()
     except Timeout:

@@ -172,10 +172,16 @@ class TextSample:
 
 # One white space between two other characters: GPT-2's pre-tokenization always begins a word there.
 _WORD_BORDER = re.compile(r"(?<=\S)[ \n](?=\S)")
-# GPT-2's pre-tokenization with all that is not white space taken as one, so that each match is some of its words and
-# by itself has the same words. Unicode's white space, which is not quite Python's.
-_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_WORD = re.compile(f" ?[^{_SPACE}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+")
+# GPT-2's pre-tokenization for the characters below, whose kind no version of Unicode changes; a word that touches any
+# other goes on to the next white space, so that a match is one of its words or some, and by itself has the same ones.
+_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"  # not quite Python's
+_LETTERS = r"A-Za-z\xc0-\xd6\xd8-\xf6\xf8-\u024f\uac00-\ud7a3"  # Latin, Hangul
+_SIGNS = r"!-/:-@\[-`{-~\u2010-\u2027"
+_KNOWN = f"(?![^{_SPACE}{_LETTERS}0-9{_SIGNS}])"
+_WORD = re.compile(
+    f"'(?:[stmd]|re|ve|ll)| ?[{_LETTERS}]++{_KNOWN}| ?[0-9]++{_KNOWN}| ?[{_SIGNS}]++{_KNOWN}"
+    f"| ?[^{_SPACE}]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
+)
 
 
 def split_text(text: str, max_characters: int) -> Iterator[str]:

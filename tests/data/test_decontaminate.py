@@ -333,7 +333,7 @@ def test_words_run_by_run_are_those_of_the_whole_text_around_any_character():
 
 
 def test_grams_are_found_where_they_stand_in_nasty_text(tmp_path):
-    text = "\n".join(NASTY)
+    text = unicodedata.normalize("NFC", "\n".join(NASTY))
     words = reference_words(text)
     config = DecontaminateConfig(
         [BenchmarkConfig(path=benchmark_file(tmp_path, "b", [" ".join(words)]))], ngram_words=2

@@ -143,7 +143,7 @@ class UnpicklableError(Exception):
     [
         ("input", ValueError, r"^the field `text` is not there$"),
         ("disk", ValueError, r"The disk is full at /data/corpus/part. What is finished is kept"),
-        ("defect", RuntimeError, r"Stage 'read' failed: UnpicklableError: one and two \(details in .*00001.json\)"),
+        ("defect", RuntimeError, r"Stage 'read' failed: UnpicklableError: one and two \(details in .*-00001.json\)"),
         ("killed", RuntimeError, r"A worker process was killed from outside.*fewer `--workers`"),
     ],
 )
@@ -215,7 +215,7 @@ def test_slurm_runs_the_tasks_and_brings_back_ledgers_and_errors(slurm, tmp_path
     ledgers = [read_json(tmp_path / f"tasks/ledgers/0000{rank}.json") for rank in range(3)]
     assert [one["counts"]["web"]["documents_out"] for one in ledgers] == [1, 1, 1]
     (tmp_path / "in/1.parquet").write_bytes(b"no parquet")
-    with pytest.raises(RuntimeError, match=r"Stage 'again' failed: ArrowInvalid: .*details in .*00001\.json"):
+    with pytest.raises(RuntimeError, match=r"Stage 'again' failed: ArrowInvalid: .*details in .*-00001\.json"):
         run_tasks("again", steps, 3, tmp_path / "again", slurm)
 
 

@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path
 
 import pytest
-from real_text import docstrings
+from real_text import docstrings, nsmc_folder
 from transformers import AutoTokenizer
 
-from hfgpt.config import from_mapping
+from hfgpt.config import from_mapping, read_yaml
 from hfgpt.data.corpus import CorpusConfig, prepare
 from hfgpt.data.documents import list_parts, read_documents, read_json
 from hfgpt.data.executors import ExecutorConfig
@@ -41,7 +41,9 @@ def near_copy(text: str, generator: random.Random) -> str:
 
 def sentence(generator: random.Random, words: int) -> str:
     """A sentence that is nowhere else."""
-    return " ".join("".join(generator.choices("bdfgklmnprstvz", k=3)) + generator.choice("aeiou") for _ in range(words))
+    return " ".join(
+        "".join(generator.choices("bdfgklmnprstvz", k=3)) + generator.choice("aeiou") for _ in range(words)
+    )
 
 
 class Mess:
@@ -205,3 +207,28 @@ def checksums(folder: Path) -> dict[str, int]:
     files = [path for part in ("train", "validation", "tokenizer") for path in (folder / part).rglob("*.*")]
     assert len(files) > 4
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
+
+
+@pytest.mark.skipif(nsmc_folder() is None, reason="NSMC's reviews are not beside the checkout")
+def test_the_korean_english_recipe_makes_one_vocabulary_for_both(tmp_path):
+    """Its own settings, on the first reviews, and on docstrings in the place of the demo's English."""
+    recipe = read_yaml(Path(__file__).parents[2] / "recipes/corpus/korean-english.yaml")
+    english = tmp_path / "english.jsonl"
+    english.write_text("".join(json.dumps({"text": text}) + "\n" for text in docstrings()))
+    korean, *_ = recipe["sources"]
+    recipe["sources"] = [
+        {**korean, "path": str(nsmc_folder() / "unlabelled.jsonl.gz"), "max_rows": 3000},
+        {"name": "english", "path": str(english), "language": "en", "weight": 0.5},
+    ]
+    recipe["decontaminate"]["benchmarks"][0]["path"] = str(nsmc_folder() / "test.jsonl")
+    recipe["tokenizer"] |= {"vocab_size": 4096, "sample_bytes": 300_000}
+    prepare(from_mapping(CorpusConfig, recipe, "recipe"), tmp_path / "corpus", executor=ExecutorConfig(workers=1))
+    report = read_json(tmp_path / "corpus/report.json")
+    assert reconciles(report) == []
+    fertility = {row["language"]: row for row in report["fertility"]}
+    assert set(fertility) == {"ko", "en"}
+    # GPT-2's vocabulary needs about ten tokens for a Korean word.
+    assert fertility["ko"]["tokens_per_word"] < 4
+    sample = {row["language"]: row["bytes"] for row in report["tokenizer"]["sample"]}
+    assert sample["en"] == pytest.approx(sample["ko"], rel=0.05)
+    assert [row["realised"] for row in report["mixture"]["sources"]] == pytest.approx([0.5, 0.5], abs=0.05)

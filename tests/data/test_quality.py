@@ -16,6 +16,7 @@ from hfgpt.data.quality import (
     QualityFilter,
     SampleQuality,
     TrainQuality,
+    _fold,
     _Sample,
     extract_features,
     is_kept,
@@ -200,6 +201,13 @@ def test_good_text_passes_and_junk_does_not(tmp_path, documents):
     }
     assert shares[3] < 0.05 and shares[4] < 0.05 and shares[5] > 0.15
 
+    # Every example is measured, with the scores that the filter gives.
+    assert (korean["positives"], korean["negatives"]) == (150, 150)
+    assert {name: sum(bins) for name, bins in korean["scores"].items()} == {"positives": 150, "negatives": 150}
+    texts = [document.text for document in documents if document.id.startswith("4-")]
+    shares_kept = (2 - scores(texts, load_model(model), "ko")) ** -CONFIG.alpha
+    assert korean["expected_kept"]["negatives"] == pytest.approx(shares_kept.mean(), rel=1e-9)
+
     counts = ledger.counts["crawl"]
     dropped = sum(number for name, number in counts.items() if name.startswith("quality_dropped"))
     assert ledger.dropped["crawl"]["quality"]["documents"] == dropped == len(documents) - len(kept)
@@ -251,10 +259,92 @@ def test_model_is_plain_arrays(tmp_path, documents):
     model = train(tmp_path, documents)
     with np.load(model / "quality.npz", allow_pickle=False) as file:
         assert file["languages"].tolist() == ["en", "ko"]
-        assert file["weights"].shape == (2, 2**12) and file["weights"].dtype == np.float32
-    assert load_model(model).bias == load_model(model / "quality.npz").bias
+        assert file["weights"].shape == (2, 2**12, 2) and file["weights"].dtype == np.float32
+        assert file["bias"].shape == (2, 2)
+    folder, given = load_model(model), load_model(model / "quality.npz")
+    assert folder.features == 2**12 and folder.weights["ko"].shape == (2**12, 2)
+    assert all((folder.bias[name] == given.bias[name]).all() for name in ("en", "ko"))
     with pytest.raises(ValueError, match="There is no quality classifier at"):
         load_model(tmp_path / "nothing")
+
+
+def test_no_text_is_scored_by_what_it_trained(tmp_path, documents):
+    """Texts of one fold leave the column that scores them as it is, and change the other."""
+    config = QualityConfig(features=2**12, min_examples=20)
+    before = load_model(train(tmp_path / "before", documents, config=config))
+    more = make("new words", 200, "crawl", "en", 7)
+    for fold in (0, 1):
+        added = [document for document in more if _fold(document.text) == fold]
+        assert 50 < len(added) < 150
+        after = load_model(train(tmp_path / f"{fold}", documents + added, config=config))
+        assert (after.weights["en"][:, fold] == before.weights["en"][:, fold]).all()
+        assert after.bias["en"][fold] == before.bias["en"][fold]
+        assert (after.weights["en"][:, 1 - fold] != before.weights["en"][:, 1 - fold]).any()
+        texts = [document.text for document in added]
+        assert (scores(texts, after, "en") == scores(texts, before, "en")).all()
+
+
+def test_fold_is_the_same_everywhere_and_that_of_the_sampled_start():
+    assert [_fold(f"글 {n}") for n in range(20)] == [0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0, 0, 0, 1, 0]
+    start = "가" * FEATURE_CHARACTERS
+    assert {_fold(start + f"{n}") for n in range(20)} == {_fold(start)}
+    assert 450 < sum(_fold(f"document {n}") for n in range(1000)) < 550
+
+
+def test_a_class_that_is_all_in_one_fold_trains_nothing(tmp_path, documents):
+    for document in documents:
+        document.metadata["language"] = "en"
+    documents = [d for d in documents if d.metadata["source"] == "crawl" or _fold(d.text) == 0]
+    numbers = summary_of(train(tmp_path, documents))["en"]
+    assert numbers["positives"] > 50 and numbers["filtered"] is False
+    assert numbers["why"] == "all examples of a class are in one fold: more are needed"
+
+
+def synthetic_pages():
+    """A long tail of words of its own, as of real pages, and words that good pages and junk share."""
+    generator = random.Random(0)
+
+    def pages(kind, count):
+        return [
+            " ".join(
+                f"{'common' if generator.random() < 0.3 else kind}{int(generator.paretovariate(0.5))}"
+                for _ in range(15)
+            )
+            for _ in range(count)
+        ]
+
+    return pages("good", 2100), pages("junk", 1000)
+
+
+def korean_pages():
+    """Reviews, and as many advertisements of the same lengths."""
+    if not NSMC.exists():
+        pytest.skip("the Korean reviews are not here")
+    texts = [json.loads(line)["text"] for line, _ in zip(NSMC.open(encoding="utf-8"), range(8000))]
+    texts = [text for text in dict.fromkeys(texts) if len(text.split()) > 5]
+    generator = random.Random(0)
+    junk = [" ".join(generator.choices(KOREAN_JUNK.split(), k=len(text.split()))) for text in texts[2100:3100]]
+    return texts[:2100], junk
+
+
+@pytest.mark.parametrize("pages", [synthetic_pages, korean_pages])
+def test_good_pages_of_the_crawl_stay_like_those_not_trained_on(tmp_path, pages):
+    good, junk = pages()
+    positives, in_crawl, unseen = good[:1000], good[1000:1100], good[1100:]
+    documents = [
+        make_document(text, f"{n}", source, "ko")
+        for source, texts in (("books", positives), ("crawl", in_crawl + junk))
+        for n, text in enumerate(texts)
+    ]
+    model = train(tmp_path, documents, 2, QualityConfig())
+    kept, of_others, of_junk = (
+        np.mean((2 - scores(texts, load_model(model), "ko")) ** -9.0) for texts in (in_crawl, unseen, junk)
+    )
+    # With one classifier for all, 0.27 and 0.53 of the synthetic, 0.05 and 0.61 of the Korean ones.
+    assert abs(kept - of_others) < 0.1
+    assert of_others > 0.4 and of_junk < 0.02
+    # What the report says of the positives is what texts of their kind can expect.
+    assert abs(summary_of(model)["ko"]["expected_kept"]["positives"] - of_others) < 0.1
 
 
 def auc_of(tmp_path, positives, negatives):

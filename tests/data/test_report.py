@@ -97,12 +97,22 @@ def report() -> dict[str, Any]:
             "ko": {
                 "positives": 4000,
                 "negatives": 4001,
+                "filtered": True,
                 "held_out_accuracy": 0.91234,
                 "held_out_auc": float("nan"),
                 "scores": {"curated": list(range(20)), "raw": list(range(20, 0, -1))},
+                "expected_kept": {"positives": 0.8125, "negatives": 0.03125},
                 "kept": 3000,
                 "dropped": 1000,
-            }
+            },
+            "fr": {
+                "positives": 0,
+                "negatives": 80,
+                "filtered": False,
+                "why": "0 positives: fewer than min_examples 50",
+                "kept": 80,
+                "dropped": 0,
+            },
         },
         "fertility": [
             {
@@ -290,12 +300,19 @@ def test_the_page_says_what_the_json_says(report: dict, tmp_path: Path) -> None:
     sizes = row(made, "Clusters by size", "3 to 4")
     assert sizes["clusters"] == "15" and row(made, "Clusters by size", "33 to 64")["clusters"] == "1"
     assert row(made, "Near-duplicates", "all sources")["removed"] == "100"
-    assert row(made, "Pairs between sources", f"{WIKI} -> crawl")["pairs"] == "7"
+    assert row(made, "Pairs between sources", f"{WIKI} -> crawl") == {
+        "kept -> removed": f"{WIKI} -> crawl",
+        "pairs": "7",
+    }
 
     benchmark = row(made, "Benchmark examples found in the corpus", "nsmc")
     assert list(benchmark.values()) == ["nsmc", "50,000", "32,100", "123", "0.2%", "0", "10", "1"]
     quality = row(made, "Quality filters", "ko")
-    assert list(quality.values()) == ["ko", "4,000", "4,001", "0.912", "–", "3,000", "1,000", "75.0%"]
+    measured, became = ["0.912", "–", "81.2%", "3.1%"], ["3,000", "1,000", "75.0%"]
+    assert list(quality.values()) == ["ko", "4,000", "4,001", "yes", "–", *measured, *became]
+    passed = row(made, "Quality filters", "fr")
+    assert (passed["filtered"], passed["why not"]) == ("no", "0 positives: fewer than min_examples 50")
+    assert passed["expected kept of negatives"] == "–" and passed["kept of all"] == "100.0%"
     fertility = row(made, "Fertility, by language", "ko")
     assert (
         fertility["tokens"] == "66,000" and fertility["bytes"] == "346 kB" and fertility["tokens per word"] == "2.200"

@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ ExecutorName = Literal["local", "ray", "slurm"]
 POLL_SECONDS = 0.5
 # Set by `run_tasks`, not by options.
 OURS = {"self", "pipeline", "tasks", "workers", "logging_dir", "depends", "skip_completed", "job_name"}
+# Of datatrove's way to run tasks on Ray, which is not ours.
+NOT_FOR_RAY = {"nodes_per_task", "tasks_per_job", "time", "log_first", "randomize_start_duration"}
 
 
 @dataclass
@@ -61,7 +64,9 @@ class ExecutorConfig:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"`--workers` must be at least 1, got {self.workers}.")
         parameters = inspect.signature(EXECUTORS[self.name].__init__).parameters
-        known = set(parameters) - OURS | ({"address"} if self.name == "ray" else set())
+        known = set(parameters) - OURS
+        if self.name == "ray":
+            known = known - NOT_FOR_RAY | {"address"}
         for option in self.options:
             if option not in known:
                 raise unknown_key(option, known, f"`--executor-option` of the {self.name} executor")
@@ -189,6 +194,39 @@ class LocalExecutor(_Task, LocalPipelineExecutor):
 class RayExecutor(_Task, RayPipelineExecutor):
     """A Ray cluster, or one that is started on this machine."""
 
+    def run(self) -> None:
+        """Run what is left as Ray's tasks, in processes that are used again (datatrove starts some for every task)."""
+        import ray
+
+        remote = ray.remote(_run_ray_task).options(
+            num_cpus=self.cpus_per_task,
+            num_gpus=self.gpus_per_task,
+            memory=int(self.mem_per_cpu_gb * self.cpus_per_task * 2**30),
+            **{"max_retries": 3, **(self.ray_remote_kwargs or {})},
+        )
+        executor = ray.put(self)
+        ranks = iter(self.get_incomplete_ranks())
+        running = [remote.remote(executor, rank) for rank in islice(ranks, self.workers)]
+        try:
+            while running:
+                done, running = ray.wait(running)
+                ray.get(done)
+                running.extend(remote.remote(executor, rank) for rank in islice(ranks, len(done)))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise RuntimeError(
+                f"Ray lost a task, even when it was tried again: {error}. What is finished is kept: run the same command "
+                "again, perhaps with fewer `--workers` or `--executor-option mem_per_cpu_gb=N`."
+            ) from None
+        finally:
+            for task in running:
+                ray.cancel(task)
+
+
+def _run_ray_task(executor: "RayExecutor", rank: int) -> None:
+    executor._run_for_rank(rank)
+
 
 class SlurmExecutor(_Task, SlurmPipelineExecutor):
     """Job arrays of a Slurm cluster."""
@@ -264,9 +302,6 @@ def run_tasks(
     options = {key: value for key, value in config.options.items() if key != "address"}
     if config.name == "slurm":
         options = {"job_name": f"hfgpt-{name.replace('/', '-')}", "env_command": _activate(), **options}
-    elif config.name == "ray" and small:
-        # A job takes seconds to start: tasks of little text go together, each in a process of its own.
-        options = {"tasks_per_job": min(tasks, 16), **options}
     logger.disable("datatrove")
     executor = EXECUTORS[config.name](
         pipeline=pipeline, tasks=tasks, workers=workers, logging_dir=str(folder), **options

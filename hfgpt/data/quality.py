@@ -358,7 +358,7 @@ def _train_language(
             texts[fold].append(text)
             labels[fold].append(is_positive)
     if any(len(set(of_fold)) < 2 for of_fold in labels):
-        # One in half a million at the fewest examples allowed.
+        # One chance in half a million for a class of the fewest examples allowed.
         return {**counts, "filtered": False, "why": "all examples of a class are in one fold: more are needed"}
 
     from sklearn.linear_model import LogisticRegression

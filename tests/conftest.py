@@ -27,6 +27,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, reviews_file: Path) -> Path
     folder = tmp_path_factory.mktemp("corpus") / "corpus"
     recipe = {
         "sources": [{"name": "reviews", "path": str(reviews_file)}],
+        # The reviews are made of the same few words.
+        "deduplicate": "exact",
         "tokenizer": {"vocab_size": 400},
         "holdout_fraction": 0.1,
     }

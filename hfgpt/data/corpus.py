@@ -364,6 +364,8 @@ def prepare(
 ) -> dict[str, Any]:
     """Prepare a corpus, or go on where an earlier run of the same recipe stopped.
 
+    A script calls it under `if __name__ == "__main__":`, since worker processes import the script.
+
     Args:
         config: What to read and how.
         output_dir: Folder to write. Default: `config.output_dir`.

@@ -213,7 +213,9 @@ class RayExecutor(_Task, RayPipelineExecutor):
                 ray.get(done)
                 running.extend(remote.remote(executor, rank) for rank in islice(ranks, len(done)))
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+            if isinstance(error.cause, TaskError):
+                raise error.cause from None
+            raise RuntimeError(f"A task could not be started on the Ray cluster: {error.cause!r}.") from None
         except ray.exceptions.RayError as error:
             raise RuntimeError(
                 f"Ray lost a task, even when it was tried again: {error}. What is finished is kept: run the same command "
@@ -230,6 +232,22 @@ def _run_ray_task(executor: "RayExecutor", rank: int) -> None:
 
 class SlurmExecutor(_Task, SlurmPipelineExecutor):
     """Job arrays of a Slurm cluster."""
+
+    def run(self) -> None:
+        """In a job: its tasks. Else submit what is left and wait for it, or for the job of a driver that was stopped."""
+        if "SLURM_ARRAY_TASK_ID" in os.environ:
+            super().run()
+            return
+        folder = Path(self.logging_dir.path)
+        submitted = folder / "job_id"
+        if submitted.exists():
+            self.job_id = submitted.read_text()
+            _wait_for_slurm(self, folder)
+            self.job_id = None
+        if self.get_incomplete_ranks():
+            super().run()
+            submitted.write_text(str(self.job_id))
+            _wait_for_slurm(self, folder)
 
     def launch_merge_stats(self) -> None:
         """Nothing: the ledgers are merged by the driver."""
@@ -297,7 +315,7 @@ def run_tasks(
     """
     for sub in ("progress", "errors"):
         shutil.rmtree(folder / sub, ignore_errors=True)
-        (folder / sub).mkdir(parents=True)
+        (folder / sub).mkdir(parents=True, exist_ok=True)
     workers = config.workers_for(tasks, small)
     options = {key: value for key, value in config.options.items() if key != "address"}
     if config.name == "slurm":
@@ -315,8 +333,6 @@ def run_tasks(
         if executor.get_incomplete_ranks():
             with _bar(name, folder, tasks):
                 executor.run()
-                if config.name == "slurm":
-                    _wait_for_slurm(executor, folder)
     except TaskError as error:
         failure = json.loads(str(error))
     except FileNotFoundError as error:

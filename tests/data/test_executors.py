@@ -18,6 +18,7 @@ from helpers import ROOT
 from real_text import docstrings
 
 from hfgpt.config import from_mapping
+from hfgpt.data import executors
 from hfgpt.data.corpus import CorpusConfig, prepare
 from hfgpt.data.documents import (
     Ledger,
@@ -203,12 +204,17 @@ def slurm(tmp_path, monkeypatch):
     return ExecutorConfig("slurm", workers=2, options=options)
 
 
-def test_slurm_runs_the_tasks_and_brings_back_ledgers_and_errors(slurm, tmp_path):
+def copying(folder: Path) -> list[Step]:
+    """Steps that a job can import, for three parts."""
     ledger = Ledger()
     for number in range(3):
-        with PartWriter(tmp_path / f"in/{number}.parquet") as writer:
+        with PartWriter(folder / f"in/{number}.parquet") as writer:
             writer.write(make_document(f"text {number}", str(number), "web"))
-    steps = [ReadPart(tmp_path / "in", ledger), WritePart(tmp_path / "in", tmp_path / "out", ledger)]
+    return [ReadPart(folder / "in", ledger), WritePart(folder / "in", folder / "out", ledger)]
+
+
+def test_slurm_runs_the_tasks_and_brings_back_ledgers_and_errors(slurm, tmp_path):
+    steps = copying(tmp_path)
     run_tasks("read", steps, 3, tmp_path / "tasks", slurm)
     found = [document.text for part in list_parts(tmp_path / "out") for document in read_documents(part)]
     assert found == ["text 0", "text 1", "text 2"]
@@ -217,6 +223,21 @@ def test_slurm_runs_the_tasks_and_brings_back_ledgers_and_errors(slurm, tmp_path
     (tmp_path / "in/1.parquet").write_bytes(b"no parquet")
     with pytest.raises(RuntimeError, match=r"Stage 'again' failed: ArrowInvalid: .*details in .*-00001\.json"):
         run_tasks("again", steps, 3, tmp_path / "again", slurm)
+
+
+def test_slurm_job_of_a_stopped_driver_is_waited_for(slurm, tmp_path, monkeypatch):
+    """Its tasks are not submitted a second time."""
+    steps = copying(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(executors, "_wait_for_slurm", stop)
+        run_tasks("read", steps, 3, tmp_path / "tasks", slurm)
+    (tmp_path / "bin/sbatch").write_text("#!/bin/sh\nexit 1\n")
+    run_tasks("read", steps, 3, tmp_path / "tasks", slurm)
+    assert len(list_parts(tmp_path / "out")) == 3
+
+
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_slurm_without_its_commands_says_where_to_run(tmp_path, monkeypatch):

@@ -467,7 +467,7 @@ def _open(file: str) -> Iterator[Any]:
             # A server that does not answer is a missing file to fsspec.
             why = f" ({error.__cause__})" if isinstance(error.__cause__, OSError) else ""
             raise ValueError(f"No such file: `path: {file}`{why}.") from None
-        except (OSError, zipfile.BadZipFile) as error:
+        except (OSError, ImportError, zipfile.BadZipFile) as error:
             raise ValueError(f"Cannot read `path: {file}`: {error}") from None
         try:
             yield opened

@@ -241,13 +241,11 @@ class SlurmExecutor(_Task, SlurmPipelineExecutor):
         folder = Path(self.logging_dir.path)
         submitted = folder / "job_id"
         if submitted.exists():
-            self.job_id = submitted.read_text()
-            _wait_for_slurm(self, folder)
-            self.job_id = None
+            _wait_for_slurm(self, folder, submitted.read_text())
         if self.get_incomplete_ranks():
             super().run()
             submitted.write_text(str(self.job_id))
-            _wait_for_slurm(self, folder)
+            _wait_for_slurm(self, folder, str(self.job_id))
 
     def launch_merge_stats(self) -> None:
         """Nothing: the ledgers are merged by the driver."""
@@ -394,20 +392,20 @@ def _activate() -> str | None:
     return f"source {script}" if script.exists() else None
 
 
-def _wait_for_slurm(executor: Any, folder: Path) -> None:
-    """Until every task of the submitted job has ended, well or badly."""
+def _wait_for_slurm(executor: Any, folder: Path, job_id: str) -> None:
+    """Until every task of a submitted job has ended, well or badly."""
     gone = 0
     while executor.get_incomplete_ranks() and not _error_files(folder, executor):
         time.sleep(POLL_SECONDS if gone else 10 * POLL_SECONDS)
         listed = subprocess.run(
-            ["squeue", "--noheader", "--jobs", str(executor.job_id)], capture_output=True, text=True, check=False
+            ["squeue", "--noheader", "--jobs", job_id], capture_output=True, text=True, check=False
         )
         # A job leaves the queue a moment before its files show up on a shared file system.
         gone = gone + 1 if not listed.stdout.strip() else 0
         if gone > 10:
             return
     if _error_files(folder, executor):
-        subprocess.run(["scancel", str(executor.job_id)], capture_output=True, check=False)
+        subprocess.run(["scancel", job_id], capture_output=True, check=False)
 
 
 @contextmanager

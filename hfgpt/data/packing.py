@@ -16,7 +16,6 @@ import json
 import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -33,67 +32,9 @@ TOKENIZER_FOLDER = "tokenizer"
 IGNORE_INDEX = -100
 
 
-@dataclass
-class Shard:
-    """One file of token ids."""
-
-    file: str
-    tokens: int
-
-
-@dataclass
-class Split:
-    """One split of a corpus; `bytes` are UTF-8 bytes of its documents, separators not counted."""
-
-    documents: int
-    tokens: int
-    bytes: int
-    shards: list[Shard]
-
-
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest of uint16 and uint32 that holds every id."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
-
-
-class ShardWriter:
-    """Writes token ids into files of at most `shard_tokens` tokens."""
-
-    def __init__(self, folder: Path, dtype: np.dtype, shard_tokens: int):
-        if shard_tokens < 1:
-            raise ValueError(f"`shard_tokens` must be at least 1, got {shard_tokens}.")
-        folder.mkdir(parents=True)
-        self._folder, self._dtype, self._shard_tokens = folder, dtype, shard_tokens
-        self._file: Any = None
-        self._split = Split(documents=0, tokens=0, bytes=0, shards=[])
-
-    def add(self, token_ids: list[int], text_bytes: int) -> None:
-        """Append one document, its separator included."""
-        ids = np.asarray(token_ids, dtype=self._dtype)
-        self._split.documents += 1
-        self._split.tokens += len(ids)
-        self._split.bytes += text_bytes
-        while len(ids):
-            if self._file is None or self._split.shards[-1].tokens == self._shard_tokens:
-                self._next_file()
-            shard = self._split.shards[-1]
-            part = ids[: self._shard_tokens - shard.tokens]
-            self._file.write(part.tobytes())
-            shard.tokens += len(part)
-            ids = ids[len(part) :]
-
-    def _next_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        name = f"{len(self._split.shards):05d}.bin"
-        self._file = open(self._folder / name, "wb")  # noqa: SIM115 (closed in `close` or by the next file)
-        self._split.shards.append(Shard(file=f"{self._folder.name}/{name}", tokens=0))
-
-    def close(self) -> Split:
-        """Close the last file and say what was written."""
-        if self._file is not None:
-            self._file.close()
-        return self._split
 
 
 def read_metadata(corpus: str | Path) -> dict[str, Any]:
@@ -109,15 +50,6 @@ def read_metadata(corpus: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{corpus} is not a prepared corpus (no {METADATA_FILE}): run `hfgpt prepare` first."
         ) from None
-
-
-def write_metadata(corpus: Path, splits: dict[str, Split], **rest: Any) -> dict[str, Any]:
-    """Write `metadata.json`; the last file of a corpus, so that its presence means the corpus is whole."""
-    metadata = {**rest, "splits": {name: asdict(split) for name, split in splits.items()}}
-    (corpus / METADATA_FILE).write_text(
-        json.dumps(metadata, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8"
-    )
-    return metadata
 
 
 class TokenStream:

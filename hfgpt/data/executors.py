@@ -26,7 +26,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -127,7 +126,6 @@ class _Task:
         folder = Path(executor.logging_dir.path)
         error_file = folder / "errors" / f"{self.run_id}-{rank:05d}.json"
         if self.driver_pid is not None and self.driver_pid != os.getpid():
-            _stop_without(self.driver_pid)
             # This process shares the cores with the other workers.
             os.environ["RAYON_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(self.threads or 1)
         executor._set_distributed_environment(node_rank)
@@ -173,7 +171,8 @@ class LocalExecutor(_Task, LocalPipelineExecutor):
         if self.start_method == "forkserver":
             # Imported once, by the server that the workers are forked from.
             context.set_forkserver_preload(["hfgpt.data.corpus"])
-        with ProcessPoolExecutor(min(self.workers, len(ranks)), context, _start_worker) as pool:
+        workers = min(self.workers, len(ranks))
+        with ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(),)) as pool:
             futures = [pool.submit(self._run_for_rank, rank) for rank in ranks]
             try:
                 for future in as_completed(futures):
@@ -266,9 +265,10 @@ def _describe(error: BaseException) -> dict[str, str]:
     return {"kind": kind, "message": message, "traceback": traceback.format_exc()}
 
 
-@cache
-def _stop_without(driver: int) -> None:
-    """End this process when the one that runs the stage is gone."""
+def _start_worker(driver: int) -> None:
+    """Make this process, before its first task, end with the one that runs the stage."""
+    # Ctrl-C reaches every process of a terminal; the driver ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         while _is_alive(driver):
@@ -287,11 +287,6 @@ def _is_alive(pid: int) -> bool:
         return False
     except (OSError, IndexError):  # no /proc on this system, or another user's
         return True
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches every process of a terminal; the driver ends the workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_tasks(

@@ -262,6 +262,9 @@ def _describe(error: BaseException) -> dict[str, str]:
         message = f"The disk is full{where}. What is finished is kept: free some space and run the same command again."
     elif isinstance(error, PermissionError):
         kind = "ValueError"
+    elif isinstance(error, ModuleNotFoundError):
+        kind = "ValueError"
+        message = f"{error}: web pages, WARC files and Wikipedia dumps need pip install 'hfgpt[web]'."
     return {"kind": kind, "message": message, "traceback": traceback.format_exc()}
 
 

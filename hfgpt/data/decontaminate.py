@@ -32,7 +32,6 @@ task a part), and `contamination_report`. They share one folder:
 
 import hashlib
 import json
-import os
 import re
 import unicodedata
 from array import array
@@ -45,7 +44,7 @@ from typing import Any
 import numpy as np
 from datatrove.data import Document
 
-from .documents import EXAMPLE_CHARACTERS, Ledger, Step, list_parts, write_json
+from .documents import EXAMPLE_CHARACTERS, Ledger, Step, list_parts, write_json, written_whole
 from .readers import MARKUP, RowErrors, SourceConfig, WantedRows, numbered_rows
 
 
@@ -305,11 +304,8 @@ def _number_grams(text: Any, starts: Any, ngram_words: int) -> tuple[int, Any, A
 
 def _write(path: Path, write: Callable[[Any], object]) -> None:
     """Write a file so that it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "wb") as file:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
         write(file)
-    os.replace(temporary, path)
 
 
 def _save(path: Path, values: Any) -> None:

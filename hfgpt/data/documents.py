@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -210,14 +211,21 @@ class WritePart(Step):
                 writer.write(document)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is whole or not there."""
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Where to write a file that appears under its name when it is whole; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n"
-    # Names of files need not be UTF-8: what is not is escaped, as JSON has it.
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    yield temporary
     os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that the file is whole or not there."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str) + "\n"
+    with written_whole(path) as temporary:
+        # Names of files need not be UTF-8: what is not is escaped, as JSON has it.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,6 @@ Sampling, folds and the draw are functions of each document's text and the seed,
 
 import hashlib
 import heapq
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +26,17 @@ import numpy as np
 from datatrove.data import Document
 
 from .clean import UNDETERMINED, UNSPACED
-from .documents import Ledger, PartWriter, Step, list_parts, make_document, read_documents, read_json, write_json
+from .documents import (
+    Ledger,
+    PartWriter,
+    Step,
+    list_parts,
+    make_document,
+    read_documents,
+    read_json,
+    write_json,
+    written_whole,
+)
 
 
 MODEL_FILE = "quality.npz"
@@ -115,16 +124,13 @@ class QualityModel:
 def save_model(model: QualityModel, path: Path) -> None:
     """Write the weights as NumPy's .npz, without pickles; whole or not at all."""
     languages = sorted(model.weights)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with written_whole(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             languages=np.array(languages, dtype="U16"),
             weights=np.array([model.weights[name] for name in languages], np.float32).reshape(-1, model.features, 2),
             bias=np.array([model.bias[name] for name in languages], np.float64).reshape(-1, 2),
         )
-    os.replace(temporary, path)
 
 
 def load_model(path: str | Path) -> QualityModel:

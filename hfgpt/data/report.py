@@ -30,7 +30,6 @@ import html
 import io
 import json
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +37,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .documents import written_whole
 
 
 Report = Mapping[str, Any]
@@ -68,9 +69,8 @@ def write_report(report: Report, folder: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _plain(value: Any) -> Any:

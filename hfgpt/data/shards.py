@@ -17,7 +17,7 @@ import numpy as np
 from datatrove.data import Document
 from transformers import AutoTokenizer
 
-from .documents import BYTES_OUT, Ledger, Step, list_parts, write_json
+from .documents import BYTES_OUT, Ledger, Step, list_parts, read_json, write_json, written_whole
 from .packing import token_dtype
 from .readers import in_test_part
 from .tokenizer import (
@@ -113,7 +113,7 @@ class PlanSample(Step):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Write the shares."""
-        counts = json.loads(self.ledger_file.read_text(encoding="utf-8"))["counts"]
+        counts = read_json(self.ledger_file)["counts"]
         strata = {
             (source, name.removeprefix(BYTES_OUT)): int(number)
             for source, numbers in counts.items()
@@ -163,13 +163,10 @@ class SampleText(Step):
                 if int.from_bytes(digest, "big") < limits[stratum]:
                     samples[stratum].add(piece)
         name = list_parts(self.read_from)[rank].with_suffix(".jsonl").name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}"
-        with open(temporary, "w", encoding="utf-8") as file:
+        with written_whole(self.folder / name) as temporary, open(temporary, "w", encoding="utf-8") as file:
             for (source, language), sample in samples.items():
                 for text in sample:
                     file.write(json.dumps([source, language, text], ensure_ascii=False) + "\n")
-        os.replace(temporary, self.folder / name)
 
 
 class MakeTokenizer(Step):
@@ -328,11 +325,9 @@ class WriteShards(Step):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         """Copy its tokens together."""
-        shard, itemsize = shards_of(json.loads(self.plan_file.read_text(encoding="utf-8")))[rank]
+        shard, itemsize = shards_of(read_json(self.plan_file))[rank]
         path = self.folder / shard["file"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
+        with written_whole(path) as temporary, open(temporary, "wb") as file:
             for name, start, count in shard["pieces"]:
                 with open(self.parts / name, "rb") as part:
                     part.seek(start * itemsize)
@@ -342,7 +337,6 @@ class WriteShards(Step):
                         assert block, f"{name} ends too soon"
                         file.write(block)
                         left -= len(block)
-        os.replace(temporary, path)
 
 
 def shards_of(plan: dict[str, Any]) -> list[tuple[dict[str, Any], int]]:

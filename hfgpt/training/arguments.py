@@ -28,6 +28,15 @@ from ..model.presets import PRESETS
 PAPER_TRAIN_TOKENS = 300_000_000_000
 PAPER_WARMUP_TOKENS = 375_000_000
 PAPER_DECAY_TOKENS = 260_000_000_000
+PAPER_BATCH_START_TOKENS = 32_000
+
+# Fields of TrainingArguments that pretraining would not honour, or not safely.
+UNSUPPORTED = {
+    "save_on_each_node": "a checkpoint is whole in one folder that all machines share",
+    "auto_find_batch_size": "the batch is exact in tokens; `hfgpt plan` tells what fits",
+    "load_best_model_at_end": "the model of the last token is the result",
+    "save_only_model": "such a checkpoint could not be resumed from",
+}
 
 
 def has_fast_bf16(use_cpu: bool) -> bool:
@@ -151,16 +160,71 @@ class PretrainingArguments(CommonArguments):
     min_learning_rate_ratio: float = field(
         default=0.1, metadata={"help": "Where the cosine ends, as a share of the peak."}
     )
+    batch_size_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a full optimizer step over all processes; accumulation follows from it. Default: what "
+            "per_device_train_batch_size, gradient_accumulation_steps and the processes make (when the run began)."
+        },
+    )
+    batch_ramp_start_tokens: int = field(
+        default=PAPER_BATCH_START_TOKENS, metadata={"help": "Tokens of the first steps, where the batch grows."}
+    )
+    batch_ramp_tokens: int = field(
+        default=0,
+        metadata={"help": "Tokens over which the batch grows linearly to its full size; the paper's are 4B to 12B."},
+    )
+    batch_increment_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "The batch is a whole multiple of so many tokens. Default: a micro-batch on every process (when "
+            "the run began; its checkpoints keep it)."
+        },
+    )
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer; the paper's is Adam."})
+    max_nonfinite_steps: int = field(
+        default=10,
+        metadata={
+            "help": "Stop after so many steps in a row whose loss or gradients are not finite. Each is tried twice, then "
+            "skipped and logged."
+        },
+    )
+    rollback_after: int | None = field(
+        default=None,
+        metadata={
+            "help": "After so many such steps in a row return to the last checkpoint, and go on behind the data that "
+            "was read since. Default: never."
+        },
+    )
+    keep_every_steps: int | None = field(
+        default=None, metadata={"help": "Keep the checkpoint of every multiple of so many steps for good."}
+    )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=1000, metadata={"help": "Evaluate every so many steps."})
     eval_on_start: bool = field(default=True, metadata={"help": "Evaluate before the first step."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Newest checkpoints to keep."})
 
     def __post_init__(self) -> None:
-        for name in ("train_tokens", "decay_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        for name in (
+            "train_tokens", "decay_tokens", "max_nonfinite_steps", "batch_size_tokens", "batch_increment_tokens",
+            "rollback_after", "keep_every_steps",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if self.batch_size_tokens is not None and self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"`batch_size_tokens` ({self.batch_size_tokens}) and `gradient_accumulation_steps` "
+                f"({self.gradient_accumulation_steps}) both say how large the batch is: give one of them."
+            )
+        if self.rollback_after is not None and self.rollback_after >= self.max_nonfinite_steps:
+            raise ValueError(
+                f"`rollback_after` ({self.rollback_after}) must be below `max_nonfinite_steps` "
+                f"({self.max_nonfinite_steps}), at which the run stops."
+            )
+        for name, reason in UNSUPPORTED.items():
+            if getattr(self, name, False):
+                raise ValueError(f"`{name}` cannot be used in pretraining: {reason}.")
         if not 0 <= self.warmup_tokens < self.decay_tokens:
             raise ValueError(
                 f"`warmup_tokens` ({self.warmup_tokens}) must be at least 0 and below `decay_tokens` ({self.decay_tokens})."

@@ -1,7 +1,8 @@
 """Pretrain a GPT-3 on a prepared corpus."""
 
+import dataclasses
 import json
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
 from .callbacks import LossCurveCallback
-from .checkpoints import latest_complete_checkpoint
+from .checkpoints import checkpoint_step, latest_complete_checkpoint, why_incomplete
+from .interruption import INTERRUPTED_FILE, Interrupted
+from .schedule import BatchSchedule
+from .steps import POSITION_FILE, Position
 from .trainer import PretrainingTrainer, peak_memory_bytes
 
 
@@ -20,6 +24,7 @@ logger = logging.get_logger(__name__)
 
 LOSS_CURVE_FILE = "loss_curve.png"
 RESULTS_FILE = "all_results.json"  # Trainer's name
+ENDLESS = sys.maxsize  # the schedule ends a run, not its data
 
 
 def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, Any]:
@@ -47,19 +52,30 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         )
     tokenizer.model_max_length = model_config.max_position_embeddings
 
-    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size * sequence_length
-    if args.max_steps <= 0:
-        args.max_steps = math.ceil(args.train_tokens / tokens_per_step)
     if args.learning_rate is None:
         args.learning_rate = PRESETS[config.preset].learning_rate
-    # The order of the samples is the dataset's own.
-    args.train_sampling_strategy = "sequential"
+    order = data_order(config, args, metadata)
+    checkpoint = find_checkpoint(args)
+    position = starting_position(args, checkpoint, sequence_length, order)
+    schedule = batch_schedule(args, position)
+    steps_done = checkpoint_step(checkpoint) or 0 if checkpoint else 0
+    if args.max_steps <= 0:
+        args.max_steps = steps_done + schedule.steps_until(args.train_tokens, position.sequences_seen)
+    else:
+        end = schedule.position_after(max(args.max_steps - steps_done, 0), position.sequences_seen)
+        args.train_tokens = end * sequence_length
+    # The order of the samples is the dataset's own, and so is the place to go on from.
+    args.train_sampling_strategy, args.ignore_data_skip = "sequential", True
+    # To Trainer an optimizer step is one batch; the trainer divides it.
+    args.gradient_accumulation_steps = 1
+    # A skipped step is not to be hidden behind the losses before it.
+    args.logging_nan_inf_filter = False
 
     train_dataset = PackedDataset(
         config.corpus,
         sequence_length,
-        args.max_steps * tokens_per_step // sequence_length,
-        seed=args.seed if args.data_seed is None else args.data_seed,
+        ENDLESS,
+        seed=order["seed"],
         weights=config.mixture_weights,  # type: ignore[arg-type]
     )
     eval_dataset = HeldOutDataset(
@@ -71,17 +87,16 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         )
     args.eval_on_start = args.eval_on_start and len(eval_dataset) > 0
 
-    checkpoint = args.resume_from_checkpoint or latest_complete_checkpoint(args.output_dir)
     results = Path(args.output_dir) / RESULTS_FILE
-    if isinstance(checkpoint, Path) and checkpoint.name == f"checkpoint-{args.max_steps}" and results.exists():
-        logger.warning(f"{args.output_dir} is finished: {args.max_steps} steps are done. `train_tokens` would go on.")
+    if checkpoint is not None and steps_done >= args.max_steps and results.exists():
+        logger.warning(f"{args.output_dir} is finished: {steps_done} steps are done. `train_tokens` would go on.")
         return json.loads(results.read_text(encoding="utf-8"))
     if checkpoint is not None:
-        logger.warning(f"Resuming from {checkpoint}.")
+        logger.warning(f"Resuming from {checkpoint}: {position.tokens_seen:,} tokens are done.")
         args.eval_on_start = False
     mixture = train_dataset.mixture
     if mixture is not None and args.process_index == 0:
-        logger.warning(mixture_table(mixture.report(len(train_dataset), sequence_length)))
+        logger.warning(mixture_table(mixture.report(args.train_tokens // sequence_length, sequence_length)))
 
     set_seed(args.seed)
     model = AutoModelForCausalLM.from_config(model_config, attn_implementation=config.attn_implementation)
@@ -93,15 +108,20 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         processing_class=tokenizer,
         # The default for a tokenizer would turn each id into a Python number and back, and add a mask of ones.
         data_collator=default_data_collator,
-        tokens_per_step=tokens_per_step,
-        callbacks=[LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE, tokens_per_step)],
+        schedule=schedule,
+        position=position,
+        callbacks=[LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE)],
     )
+    _forget_interruption(args)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
-    metrics["train_tokens"] = trainer.state.global_step * tokens_per_step
+    _end_if_stopped(trainer)
+    metrics["train_tokens"] = trainer.tokens_seen
     speed = trainer.throughput.overall()
     if speed is not None:
         metrics["train_tokens_per_second"] = round(speed, 1)
     trainer.save_model()
+    if trainer.failed_saves and not (Path(args.output_dir) / "config.json").exists():
+        raise RuntimeError(f"The model could not be written to {args.output_dir}: make room and run the same again.")
     if len(eval_dataset):
         metrics.update(trainer.evaluate())
         before = [
@@ -112,11 +132,167 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     metrics["peak_memory_bytes"] = peak_memory_bytes()
     trainer.log_metrics("all", metrics)
     if mixture is not None:
-        samples = trainer.state.global_step * tokens_per_step // sequence_length
-        metrics["mixture"] = mixture.report(samples, sequence_length)
+        position = trainer.position
+        metrics["mixture"] = mixture.report(position.sequences_seen + position.sequences_skipped, sequence_length)
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
     return metrics
+
+
+def find_checkpoint(args: PretrainingArguments) -> Path | None:
+    """The checkpoint to go on from: the one that is asked for, or the newest whole one of the output folder.
+
+    Raises:
+        ValueError: The one that is asked for is not there or not whole.
+    """
+    asked = args.resume_from_checkpoint
+    if asked is None or asked is True or str(asked).lower() == "true":
+        return latest_complete_checkpoint(args.output_dir)
+    if asked is False or str(asked).lower() == "false":
+        return None
+    reason = why_incomplete(asked)
+    if reason is not None or checkpoint_step(Path(asked)) is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` ({asked}) is not a whole checkpoint ({reason or 'its name is not checkpoint-N'}): "
+            "name another, or leave it out to take the newest whole one."
+        )
+    return Path(asked)
+
+
+def data_order(config: PretrainConfig, args: PretrainingArguments, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What the order of the training data depends on, besides the length of a sequence."""
+    split = metadata["splits"]["train"]
+    sizes = {name: source["tokens"] for name, source in split.get("sources", {}).items()}
+    return {
+        "seed": args.seed if args.data_seed is None else args.data_seed,
+        "weights": config.mixture_weights if config.mixture_weights is not None else metadata.get("weights"),
+        "tokens": sizes or split["tokens"],
+    }
+
+
+def starting_position(
+    args: PretrainingArguments, checkpoint: Path | None, sequence_length: int, order: dict[str, Any]
+) -> Position:
+    """Where in the data the run begins.
+
+    Raises:
+        ValueError: The checkpoint's data is not this data, in this order.
+    """
+    fresh = Position(sequence_length=sequence_length, order=order)
+    if checkpoint is None:
+        return fresh
+    position = Position.load(checkpoint)
+    if position is None:
+        raise ValueError(f"{checkpoint} does not say how much of the data it has seen ({POSITION_FILE} is missing).")
+    changed = [name for name, value in order.items() if position.order.get(name) != value]
+    if position.sequence_length != sequence_length:
+        changed.append("sequence_length")
+    if changed and not args.ignore_data_skip:
+        raise ValueError(
+            f"{checkpoint} was trained on other data ({', '.join(changed)}): resuming would repeat or leave out some. Use "
+            "the corpus, seed, `mixture_weights` and `sequence_length` of before, or begin this data at its first "
+            "sequence with `ignore_data_skip: true`, or another run in another `output_dir`."
+        )
+    if changed:
+        # The schedule's clock goes on; the data begins anew.
+        seen = position.tokens_seen // sequence_length
+        position = dataclasses.replace(
+            position, sequence_length=sequence_length, sequences_seen=seen, sequences_skipped=-seen, order=order
+        )
+    return position
+
+
+def batch_schedule(args: PretrainingArguments, position: Position) -> BatchSchedule:
+    """The batch of every step, as the recipe says; what it leaves open is as it was when the run began.
+
+    The choice is kept in `position`, and with it in every checkpoint.
+
+    Raises:
+        ValueError: The batch is smaller than its increment.
+    """
+    length, ranks = position.sequence_length, args.world_size // shared_data_processes(args)
+    round_ = args.train_batch_size * ranks
+    if args.batch_increment_tokens is not None:
+        if args.batch_increment_tokens % length:
+            raise ValueError(
+                f"`batch_increment_tokens` ({args.batch_increment_tokens}) must be a multiple of the sequence length, "
+                f"{length}."
+            )
+        position.batch_increment = args.batch_increment_tokens // length
+    elif not position.batch_increment:
+        position.batch_increment = round_
+    if args.batch_size_tokens is not None:
+        position.batch_size_tokens = args.batch_size_tokens
+    elif not position.batch_size_tokens:
+        position.batch_size_tokens = round_ * args.gradient_accumulation_steps * length
+    schedule = BatchSchedule(
+        sequence_length=length,
+        increment=position.batch_increment,
+        full_tokens=position.batch_size_tokens,
+        start_tokens=args.batch_ramp_start_tokens,
+        ramp_tokens=args.batch_ramp_tokens,
+    )
+    if args.process_index == 0:
+        for sentence in batch_notes(schedule, round_, ranks, position):
+            logger.warning(sentence)
+    return schedule
+
+
+def batch_notes(schedule: BatchSchedule, round_: int, ranks: int, position: Position) -> list[str]:
+    """What a user should know of the batch: where it is not what was asked for, and where processes idle."""
+    full, first = schedule.full_sequences, schedule.sequences(position.sequences_seen)
+    notes = []
+    if full * schedule.sequence_length != schedule.full_tokens:
+        notes.append(
+            f"A full batch has {full * schedule.sequence_length:,} tokens, the whole multiple of "
+            f"{schedule.increment * schedule.sequence_length:,} (`batch_increment_tokens`) nearest to "
+            f"{schedule.full_tokens:,}."
+        )
+    for name, count in (("next", first), ("full", full)):
+        share = -(-count // ranks) * ranks
+        if share != count:
+            notes.append(
+                f"The {name} batch of {count} sequences cannot be divided evenly among {ranks} processes: "
+                f"{share - count} of {share} rows are idle."
+            )
+            break
+    return notes
+
+
+def shared_data_processes(args: PretrainingArguments) -> int:
+    """Processes that read the same data: tensor, context and sequence parallelism together."""
+    parallelism = args.parallelism_config
+    if parallelism is None:
+        return 1
+    return parallelism.tp_size * parallelism.cp_size * parallelism.sp_size
+
+
+def _forget_interruption(args: PretrainingArguments) -> None:
+    if args.process_index == 0:
+        (Path(args.output_dir) / INTERRUPTED_FILE).unlink(missing_ok=True)
+
+
+def _end_if_stopped(trainer: PretrainingTrainer) -> None:
+    """Leave where the run did not come to its end.
+
+    Raises:
+        Interrupted: It was told to stop, and has saved.
+        RuntimeError: It gave up.
+    """
+    state, folder = trainer.state, Path(trainer.args.output_dir)
+    if trainer.stop_reason:
+        raise RuntimeError(trainer.stop_reason)
+    if trainer.interrupted_by:
+        saved = (folder / f"checkpoint-{state.global_step}").exists()
+        if trainer.is_world_process_zero():
+            what = {"signal": trainer.interrupted_by, "step": state.global_step, "saved": saved}
+            (folder / INTERRUPTED_FILE).write_text(json.dumps(what), encoding="utf-8")
+            logger.warning(
+                f"{trainer.interrupted_by}: stopped after step {state.global_step} of {state.max_steps}"
+                f"{', which is saved' if saved else ', which could not be saved'}. The same command again resumes."
+            )
+        trainer.accelerator.wait_for_everyone()
+        raise Interrupted(f"{trainer.interrupted_by} after step {state.global_step}")
 
 
 def mixture_table(report: list[dict[str, Any]]) -> str:

@@ -4,20 +4,33 @@ import math
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
-from transformers import Trainer
+from transformers import TrainerCallback
+from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer_utils import SaveStrategy
+from transformers.utils import logging
 
 from ..data.packing import IGNORE_INDEX, HeldOutDataset
 from ..tasks.base import ChoiceTask, choice_scores, classification_metrics
 from .arguments import PretrainingArguments
 from .callbacks import ThroughputCallback
-from .schedule import learning_rate_factor
+from .checkpoints import checkpoint_step, list_checkpoints
+from .interruption import StopAgreement
+from .saving import SavingTrainer
+from .schedule import BatchSchedule, learning_rate_factor
+from .steps import Position, StepLoader, StepRows
+
+
+logger = logging.get_logger(__name__)
 
 
 def peak_memory_bytes() -> int:
@@ -26,38 +39,240 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class PretrainingTrainer(Trainer):
-    """Trainer that counts in tokens: the learning rate, the log, and held-out bits per byte.
+class PretrainingTrainer(SavingTrainer):
+    """Trainer that counts in tokens: learning rate, batch size, data, log, and held-out bits per byte.
+
+    To transformers' loop an optimizer step is one batch; `training_step` divides it into micro-batches. So a batch that
+    grows never meets Trainer's own count of accumulation steps, under any kind of parallelism.
 
     Args:
-        tokens_per_step: Tokens of one optimizer step over all processes and accumulation steps.
-        **kwargs: As for `transformers.Trainer`.
+        schedule: The batch of every step.
+        position: Where to begin in the data.
+        **kwargs: As for `transformers.Trainer`; `train_dataset[i]` is sample i of the run, of any length.
     """
 
     args: PretrainingArguments
     lr_scheduler: Any
     control: Any
+    optimizer: Any
 
-    def __init__(self, *, tokens_per_step: int, **kwargs: Any):
+    def __init__(self, *, schedule: BatchSchedule, position: Position, **kwargs: Any):
         super().__init__(**kwargs)
-        self.tokens_per_step = tokens_per_step
-        self.throughput = ThroughputCallback(tokens_per_step)
+        self.schedule, self.position = schedule, position
+        self.keep_every_steps = self.args.keep_every_steps
+        self.step_tokens = 0
+        self.interrupted_by: str | None = None
+        self.stop_reason: str | None = None
+        self.nonfinite_in_a_row = 0
+        self._stop = StopAgreement()
+        self._batches: Iterator[dict[str, torch.Tensor]] | None = None
+        self._steps: Iterator[tuple[int, int]] = iter(())
+        self._grad_norm: Any = None
+        self._loss_sum, self._loss_steps = 0.0, 0
+        self.throughput = ThroughputCallback(self)
         self.add_callback(self.throughput)
+        self.add_callback(_StepEvents(self))
+
+    @property
+    def tokens_seen(self) -> int:
+        """Tokens of all finished steps."""
+        return self.position.tokens_seen
+
+    @property
+    def train_tokens(self) -> int:
+        """Tokens at which the run ends."""
+        return self.args.train_tokens
+
+    # Data and schedule
+
+    def data_parallel(self) -> tuple[int, int]:
+        """This process among those that have data of their own, and how many they are."""
+        shared = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+        return self.args.process_index // shared, self.args.world_size // shared
+
+    def get_train_dataloader(self) -> Any:
+        """The rows of each step for this process."""
+        rows = StepRows(self.train_dataset, *self.data_parallel(), offset=self.position.sequences_skipped)
+        args = self.args
+        return StepLoader(
+            rows,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+            persistent_workers=False,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+    def _read_from(self, position: Position) -> None:
+        """Begin to read at a position: at the start of a run, and after a rollback."""
+        self.position = position
+        seen, remaining = position.sequences_seen, self.args.max_steps - self.state.global_step
+        self._steps = self.schedule.steps(seen)
+        self._batches = self.get_train_dataloader().batches(islice(self.schedule.steps(seen), remaining))
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The next step: this process' rows as one batch, and the number of tokens of all processes with a loss."""
+        if self._batches is None:
+            self._read_from(self.position)
+        if self.args.rollback_after is not None and self.nonfinite_in_a_row >= self.args.rollback_after:
+            self._roll_back()
+        assert self._batches is not None
+        batch = next(self._batches)
+        _, count = next(self._steps)
+        self.step_tokens = count * self.schedule.sequence_length
+        self._set_learning_rate()
+        self._stop.ask()
+        return [batch], count * (self.schedule.sequence_length - 1)  # the first token of a sequence has no prediction
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
-        """The schedule of `schedule.py`, evaluated at the tokens seen by the end of each step."""
+        """The schedule of `schedule.py`, at the tokens seen by the end of each step; it has no count of its own."""
         if self.lr_scheduler is None:
-            args = self.args
-
-            def factor(step: int) -> float:
-                tokens = (step + 1) * self.tokens_per_step
-                return learning_rate_factor(
-                    tokens, args.warmup_tokens, args.decay_tokens, args.min_learning_rate_ratio
-                )
-
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda _: self._learning_rate_factor())
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _learning_rate_factor(self) -> float:
+        args, tokens = self.args, self.tokens_seen + self.step_tokens
+        return learning_rate_factor(tokens, args.warmup_tokens, args.decay_tokens, args.min_learning_rate_ratio)
+
+    def _set_learning_rate(self) -> None:
+        # Not left to `lr_scheduler.step()`: Trainer passes over it where a step was skipped.
+        factor = self._learning_rate_factor()
+        rates = [base * factor for base in self.lr_scheduler.base_lrs]
+        for group, rate in zip(self.optimizer.param_groups, rates):
+            group["lr"] = rate
+        self.lr_scheduler._last_lr = rates
+
+    # A step
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of a whole step; one whose loss or gradients are not finite is tried again, then skipped."""
+        parts = [
+            dict(zip(inputs, values)) for values in zip(*(v.split(self._train_batch_size) for v in inputs.values()))
+        ]
+        for attempt in (1, 2):
+            loss = self._forward_backward(model, parts, num_items_in_batch)
+            if self._is_finite(model):
+                self.nonfinite_in_a_row = 0
+                self._loss_sum, self._loss_steps = self._loss_sum + loss, self._loss_steps + 1
+                return loss
+            if not self.is_deepspeed_enabled:  # which has dropped them with the step
+                model.zero_grad(set_to_none=True)
+            if attempt == 1 and self.is_world_process_zero():
+                logger.warning(f"Step {self.state.global_step + 1}: {self._nonfinite_words()}. Once more.")
+        self.nonfinite_in_a_row += 1
+        self.position.nonfinite_steps.append(self.state.global_step + 1)
+        if self.is_world_process_zero():
+            logger.warning(f"Step {self.state.global_step + 1}: {self._nonfinite_words()} again. Skipped.")
+        return torch.zeros_like(loss)
+
+    def _forward_backward(
+        self, model: torch.nn.Module, parts: list[dict[str, Any]], num_items_in_batch: Any
+    ) -> torch.Tensor:
+        loss: Any = 0.0
+        for number, part in enumerate(parts):
+            last = number == len(parts) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            eager = self.accelerator.gradient_state.plugin_kwargs.get("sync_each_batch", False)
+            at_once = last or eager or self.is_deepspeed_enabled
+            with nullcontext() if at_once else self.accelerator.no_sync(model=model):
+                loss = loss + super().training_step(model, part, num_items_in_batch)
+        return loss
+
+    def _is_finite(self, model: torch.nn.Module) -> bool:
+        """Clip the gradients of a step, and tell whether their norm over all processes is a number."""
+        if self.is_deepspeed_enabled:  # has clipped, and stepped unless they were not
+            self._grad_norm = model.get_global_grad_norm()
+            if self.accelerator.optimizer_step_was_skipped:
+                return False
+        elif self.accelerator.scaler is not None:  # fp16: skipping such steps is how the scale is found
+            return True
+        else:
+            self._grad_norm = super()._clip_grad_norm(model) if self.args.max_grad_norm > 0 else None
+            self._grad_norm = super()._get_grad_norm(model, self._grad_norm)
+        return self._grad_norm is None or math.isfinite(float(self._grad_norm))
+
+    def _nonfinite_words(self) -> str:
+        return f"the loss or the gradients are not finite (gradient norm {float(self._grad_norm)})"
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> Any:
+        return super()._clip_grad_norm(model) if self._grad_norm is None else self._grad_norm
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        return super()._get_grad_norm(model, grad_norm) if self._grad_norm is None else self._grad_norm
+
+    # Ends
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; SIGTERM and SIGUSR1 meanwhile save and stop it (`interrupted_by`)."""
+        with self._stop.listening():
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                self._batches = None  # ends the loader's workers
+
+    def _finish_step(self) -> None:
+        """Between a step and what follows it: log, evaluation, checkpoint."""
+        self.position.sequences_seen += self.step_tokens // self.schedule.sequence_length
+
+    def _end_early(self, control: Any) -> None:
+        """Stop after this step where a process was told to, or where steps have failed too often."""
+        self.interrupted_by = self._stop.answer()
+        if self.interrupted_by:
+            control.should_evaluate = False  # there may be little time
+        elif self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
+            self.stop_reason = (
+                f"The loss or the gradients were not finite in {self.nonfinite_in_a_row} steps in a row, the last being "
+                f"{self.state.global_step} (`max_nonfinite_steps`). The weights are those before. Look at the data and "
+                "the learning rate; `rollback_after` returns to a checkpoint and passes over the data."
+            )
+        if self.interrupted_by or self.stop_reason:
+            control.should_training_stop, control.should_save = True, self.args.save_strategy != SaveStrategy.NO
+
+    def _restore(self, folder: Path) -> None:
+        """Weights, optimizer and random state of a checkpoint, into the run as it is."""
+        model, path = self.model_wrapped, str(folder)
+        if self.is_deepspeed_enabled:
+            deepspeed_load_checkpoint(model, path)
+        else:
+            self._load_from_checkpoint(path, model if self.is_fsdp_enabled else None)
+        self._load_optimizer_and_scheduler(path)
+        self._load_rng_state(path)
+
+    def save_extra_state(self, folder: Path) -> None:
+        """Where in the data the checkpoint is."""
+        self.position.save(folder)
+
+    def _roll_back(self) -> None:
+        """Return to the newest checkpoint before the failing steps, with the data going on where it is."""
+        first_bad = self.state.global_step - self.nonfinite_in_a_row
+        [folder] = broadcast_object_list(
+            [next((f for f in list_checkpoints(self.args.output_dir) if checkpoint_step(f) <= first_bad), None)]
+        )
+        position = None if folder is None else Position.load(folder)
+        self.nonfinite_in_a_row = 0
+        if folder is None or position is None:
+            logger.warning("No checkpoint to roll back to (`save_steps`): going on.")
+            return
+        self._restore(folder)
+        restored = checkpoint_step(folder)
+        here = self.position
+        passed = here.sequences_seen - position.sequences_seen
+        if self.is_world_process_zero():
+            logger.warning(
+                f"Step {self.state.global_step}: back to {folder.name}; {passed} sequences since are passed over."
+            )
+        position.sequences_skipped = here.sequences_skipped + passed
+        position.nonfinite_steps, position.rollbacks = here.nonfinite_steps, here.rollbacks + 1
+        self.state.global_step = restored
+        self.state.log_history = [entry for entry in self.state.log_history if entry["step"] <= restored]
+        self._globalstep_last_logged = restored
+        self._loss_sum, self._loss_steps = 0.0, 0
+        self._read_from(position)
 
     @torch.no_grad()
     def evaluate(
@@ -105,18 +320,43 @@ class PretrainingTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add tokens seen, tokens per second, perplexity and bits per byte to what is logged."""
         if "loss" in logs:
-            logs["tokens"] = self.state.global_step * self.tokens_per_step
+            # Trainer's mean would take a skipped step for a loss of 0.
+            mean = torch.as_tensor(self._loss_sum / max(self._loss_steps, 1), device=self.args.device)
+            logs["loss"] = self.accelerator.reduce(mean, "mean").item() if self._loss_steps else float("nan")
+            self._loss_sum, self._loss_steps = 0.0, 0
+            logs["tokens"] = self.tokens_seen
+            logs["batch_tokens"] = self.step_tokens
+            if self.position.nonfinite_steps:
+                logs["nonfinite_steps"] = len(self.position.nonfinite_steps)
             speed = self.throughput.since_last_call()
             if speed is not None:
                 logs["tokens_per_second"] = round(speed)
         if "eval_loss" in logs:
+            logs["tokens"] = self.tokens_seen
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))
             if isinstance(self.eval_dataset, HeldOutDataset):
                 logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.eval_dataset.bytes_per_token
         super().log(logs, start_time)
 
 
-class ChoiceTrainer(Trainer):
+class _StepEvents(TrainerCallback):
+    """Tells the trainer of the two moments that a subclass cannot see."""
+
+    def __init__(self, trainer: PretrainingTrainer):
+        self.trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before all other callbacks hear of the step's end."""
+        self.trainer._finish_step()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """After Trainer's own decision to log, evaluate and save."""
+        state.epoch = state.global_step / state.max_steps
+        self.trainer._end_early(control)
+        return control
+
+
+class ChoiceTrainer(SavingTrainer):
     """Trainer that evaluates by choosing the likeliest completion: accuracy and macro-F1.
 
     Args:

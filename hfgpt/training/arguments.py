@@ -87,6 +87,14 @@ class CommonArguments(TrainingArguments):
     weight_decay: float = field(
         default=0.1, metadata={"help": "Weight decay of matrices, not of biases and LayerNorms; the paper's is 0.1."}
     )
+    # Newer transformers' name, which older ones do not have yet.
+    activation_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep only the inputs of blocks, and compute the rest again: less memory, a third more work."},
+    )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for weights without a gradient in each step: no model of ours has any."}
+    )
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many steps (a share of the run below 1)."}
     )
@@ -103,6 +111,8 @@ class CommonArguments(TrainingArguments):
             self.disable_tqdm = True
             logging.disable_progress_bar()
         super().__post_init__()
+        if "activation_checkpointing" not in {f.name for f in dataclasses.fields(TrainingArguments)}:
+            self.gradient_checkpointing = self.activation_checkpointing
 
 
 @dataclass

@@ -22,6 +22,8 @@ from ..config import coerce, read_yaml, unknown_key
 from ..data.readers import SourceConfig
 from ..model import GPT3Config
 from ..model.presets import PRESETS
+from .launch import check_launch
+from .processes import prepare_cpu_processes
 
 
 # The paper's, in tokens (appendix B).
@@ -90,7 +92,9 @@ class CommonArguments(TrainingArguments):
     # Newer transformers' name, which older ones do not have yet.
     activation_checkpointing: bool = field(
         default=False,
-        metadata={"help": "Keep only the inputs of blocks, and compute the rest again: less memory, a third more work."},
+        metadata={
+            "help": "Keep only the inputs of blocks, and compute the rest again: less memory, a third more work."
+        },
     )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for weights without a gradient in each step: no model of ours has any."}
@@ -101,11 +105,14 @@ class CommonArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         asked = parse_flag_from_env("ACCELERATE_USE_CPU")
-        if asked or not (torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")):
+        sharded = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if asked or not (torch.accelerator.is_available() or sharded):
             # Where to run is the accelerate config's business; TrainingArguments does not read it from there.
             self.use_cpu = True
+        prepare_cpu_processes(self)
         if self.bf16 is None:
             self.bf16 = not self.fp16 and has_fast_bf16(self.use_cpu)
+        check_launch(self)
         if self.disable_tqdm is None and not sys.stderr.isatty():
             # In a log file a line for each logging step says more than a thousand redrawn bars.
             self.disable_tqdm = True
@@ -140,6 +147,10 @@ class PretrainConfig:
     max_eval_tokens: int | None = field(
         default=None, metadata={"help": "Held-out tokens to evaluate on at most. Default: all."}
     )
+    sample_prompts: list[str] | None = field(
+        default=None, metadata={"help": "Texts to continue at every evaluation, for people to read. Default: none."}
+    )
+    sample_tokens: int = field(default=64, metadata={"help": "Tokens of such a continuation."})
 
     def __post_init__(self) -> None:
         self.model_overrides = parse_mapping(self.model_overrides, "model_overrides") or {}

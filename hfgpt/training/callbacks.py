@@ -110,8 +110,8 @@ class ThroughputCallback(_AddsToLogs):
     Evaluation and saving are left out of the speed, but not of the ETA.
 
     Args:
-        progress: Where the run is; or the tokens of every optimizer step, over all processes and accumulation steps,
-            where that never changes.
+        progress: Where the run is: anything with the attributes of `Progress`, such as the trainer itself; or the tokens
+            of every optimizer step, over all processes and accumulation steps, where that never changes.
         flops_per_token: `planner.flops_per_token(config, sequence_length)`; without it there is no utilisation.
         peak_flops_per_device: Peak of one device, in FLOP/s. Default: what the planner knows of this GPU in bf16.
     """
@@ -513,7 +513,7 @@ class TerminalCallback(ProgressCallback):
 
     def line(self, state: TrainerState, logs: dict[str, Any]) -> str:
         """The line of one set of logs, such as `step 120/4,800  tokens 31.5M/300B  loss 5.432 ...`; may be empty."""
-        logs = {key: value for key, value in logs.items() if isinstance(value, (int, float, list))}
+        logs = {key: value for key, value in logs.items() if isinstance(value, (int, float))}
         goal = f"/{short_number(self.progress.train_tokens)}" if self.progress and self.progress.train_tokens else ""
         words = [f"step {state.global_step:,}/{state.max_steps:,}"]
         if "tokens" in logs:
@@ -522,20 +522,20 @@ class TerminalCallback(ProgressCallback):
             words.append(f"finished in {short_duration(logs['train_runtime'])}")
         skipped = logs.get("nonfinite_steps")
         if skipped:
-            which = f" ({', '.join(map(str, skipped))})" if isinstance(skipped, list) else ""
-            count = len(skipped) if isinstance(skipped, list) else skipped
-            words.append(f"SKIPPED {count} step{'s' if count > 1 else ''} without finite gradients{which}")
+            words.append(f"SKIPPED SO FAR: {skipped:,} step{'s' if skipped > 1 else ''} without finite gradients")
         shown = [word for key, value in logs.items() if key in _FORMATS and (word := _FORMATS[key](value)) is not None]
         # What another trainer or a task adds.
         shown += [
             f"{key.removeprefix('eval_').replace('_', ' ')} {value:.4g}"
             for key, value in logs.items()
-            if key not in _FORMATS and key not in _NOT_SHOWN and not isinstance(value, list)
+            if key not in _FORMATS and key not in _NOT_SHOWN
         ]
         if not shown:
             return "  ".join(words) if len(words) > 2 else ""
         if any(key.startswith("eval_") for key in logs):
-            shown.insert(0, "held out:")
+            shown[0] = f"held out: {shown[0]}"
+            if "eval_runtime" in logs:
+                shown.append(f"({short_duration(logs['eval_runtime'])})")
         return "  ".join(words + shown)
 
 
@@ -561,11 +561,10 @@ _FORMATS: dict[str, Callable[[Any], str | None]] = {
     "straggler_ratio": lambda value: f"slowest process {value:.2f}x" if value > STRAGGLER_THRESHOLD else None,
     "eval_perplexity": lambda value: f"perplexity {value:.4g}",
     "eval_bits_per_byte": lambda value: f"bits/byte {value:.4f}",
-    "eval_runtime": lambda value: f"({short_duration(value)})",
 }
 # The rest is for curves.
 _NOT_SHOWN = {
-    "epoch", "step", "tokens", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second",
+    "epoch", "step", "tokens", "total_flos", "train_runtime", "eval_runtime", "train_samples_per_second", "train_steps_per_second",
     "eval_samples_per_second", "eval_steps_per_second", "mfu_banded", "model_tflops_per_second",
     "peak_host_memory_bytes", "nonfinite_steps",
 }  # fmt: skip
@@ -597,7 +596,7 @@ class LossCurveCallback(TrainerCallback):
         """Draw the curves of a Trainer's log history."""
         # Not pyplot: no global state, and no window opens in a notebook or over ssh.
         from matplotlib.figure import Figure
-        from matplotlib.ticker import EngFormatter
+        from matplotlib.ticker import FuncFormatter
 
         curves = {key: self.points(log_history, key) for key in ("loss", "eval_loss", "learning_rate", "batch_tokens")}
         lower = [key for key in ("learning_rate", "batch_tokens") if curves[key][0]]
@@ -621,12 +620,12 @@ class LossCurveCallback(TrainerCallback):
                 *curves[key], color="C2", linewidth=1.2, drawstyle="steps-pre" if key == "batch_tokens" else None
             )
             axes.set_ylabel(key.replace("_", " "))
-            axes.yaxis.set_major_formatter(EngFormatter())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
             axes.set_ylim(bottom=0)
         for axes in panels:
             axes.grid(alpha=0.3)
         panels[-1].set_xlabel("tokens" if self._in_tokens(log_history) else "steps")
-        panels[-1].xaxis.set_major_formatter(EngFormatter())
+        panels[-1].xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         with written_whole(self.path) as temporary:
             try:
                 figure.savefig(temporary, dpi=120, format="png")
@@ -653,7 +652,7 @@ class LossCurveCallback(TrainerCallback):
         return xs, ys
 
 
-def smoothed(values: list[float], share: float = 0.03) -> list[float]:
+def smoothed(values: list[float], share: float = 0.01) -> list[float]:
     """Exponential mean over that share of the curve; empty where the curve is too short to need it."""
     window = round(len(values) * share)
     if window < 2:

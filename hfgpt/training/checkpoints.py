@@ -9,8 +9,6 @@ import json
 import os
 import re
 import shutil
-import struct
-import zipfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +23,6 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-TRAINER_STATE_FILE = "trainer_state.json"
 MANIFEST_FILE = "manifest.json"
 INCOMPLETE_PREFIX = "incomplete-"
 CHUNK_BYTES = 16 * 2**20
@@ -47,13 +44,19 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
     return [found[step] for step in sorted((step for step in found if step is not None), reverse=True)]
 
 
-def latest_complete_checkpoint(output_dir: str | Path) -> Path | None:
+def latest_complete_checkpoint(output_dir: str | Path, up_to_step: int | None = None) -> Path | None:
     """The newest checkpoint in `output_dir` that is whole; one that is not is passed over with a warning.
 
     In a run of several processes all must ask: the first lists the folders, and each checks its share of the files.
+
+    Args:
+        output_dir: Folder of the run.
+        up_to_step: Leave out those of later steps.
     """
     [folders] = broadcast_object_list([list_checkpoints(output_dir)])
     for folder in folders:
+        if up_to_step is not None and (checkpoint_step(folder) or 0) > up_to_step:
+            continue
         reason = why_incomplete(folder)
         if reason is None:
             return folder
@@ -63,105 +66,62 @@ def latest_complete_checkpoint(output_dir: str | Path) -> Path | None:
 
 
 def why_incomplete(checkpoint: str | Path) -> str | None:
-    """What is missing, cut short or changed in a Trainer checkpoint; None where it is whole.
+    """What is missing, cut short or changed in a checkpoint, going by its manifest; None where it is whole.
 
-    All processes of a run must ask. Without a manifest (a checkpoint that transformers' Trainer wrote by itself) files
-    are only checked for being there and being as long as they say.
+    All processes of a run must ask.
     """
     checkpoint = Path(checkpoint)
-    [problem] = broadcast_object_list([_structure_problem(checkpoint)])
-    if problem is not None or not (checkpoint / MANIFEST_FILE).exists():
+    [(problem, digests)] = broadcast_object_list([_sizes_checked(checkpoint)])
+    if problem is not None:
         return problem
-    files = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
     rank, world = _rank_and_world()
-    mine = sorted(files)[rank::world]
-    problems = [
-        f"{name} is not what was written"
-        for name, digest in hash_files(checkpoint, mine).items()
-        if digest != files[name]["xxh3_128"]
-    ]
+
+    def file_problem(name: str) -> str | None:
+        try:
+            return None if hash_file(checkpoint / name) == digests[name] else f"{name} is not what was written"
+        except OSError as error:  # of a failing disk: the other processes wait for what this one has found
+            return f"{name} cannot be read: {error}"
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        problems = [found for found in pool.map(file_problem, sorted(digests)[rank::world]) if found]
     return next(iter(gather_object(problems)), None)
 
 
-def _structure_problem(checkpoint: Path) -> str | None:
-    # The Trainer writes its state last, so a missing or unreadable state means that a save was cut off.
+def _sizes_checked(checkpoint: Path) -> tuple[str | None, dict[str, str]]:
+    """What is missing or cut short; the hash that each file is to have."""
     try:
-        json.loads((checkpoint / TRAINER_STATE_FILE).read_text(encoding="utf-8"))
-        if (checkpoint / MANIFEST_FILE).exists():
-            return _size_problem(checkpoint)
-    except (OSError, ValueError, KeyError) as error:
-        return f"{TRAINER_STATE_FILE} or {MANIFEST_FILE}: {error}"
-    return _plain_problem(checkpoint)
-
-
-def _size_problem(checkpoint: Path) -> str | None:
-    manifest = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
-    for name, file in manifest["files"].items():
+        files = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))["files"]
+        expected = {name: (file["bytes"], file["xxh3_128"]) for name, file in files.items()}
+    except FileNotFoundError:
+        return f"{MANIFEST_FILE} is missing", {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return f"{MANIFEST_FILE} cannot be read: {error}", {}
+    for name, (bytes_, _) in expected.items():
         try:
             size = (checkpoint / name).stat().st_size
         except OSError:
-            return f"{name} is missing"
-        if size != file["bytes"]:
-            return f"{name} has {size} bytes, not {file['bytes']}"
-    return None
-
-
-def _plain_problem(checkpoint: Path) -> str | None:
-    weights = sorted(checkpoint.glob("*.safetensors"))
-    sharded_optimizer = any(checkpoint.glob("global_step*")) or any(checkpoint.glob("optimizer_*"))
-    if not weights and not sharded_optimizer:
-        return "no weights"
-    for index in checkpoint.glob("*.safetensors.index.json"):
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError) as error:
-            return f"{index.name}: {error}"
-        missing = named - {file.name for file in weights}
-        if missing:
-            return f"missing {', '.join(sorted(missing))}"
-    for file in weights:
-        if not _is_whole_safetensors(file):
-            return f"{file.name} is cut short"
-    if not sharded_optimizer:
-        for name in ("optimizer.pt", "scheduler.pt"):
-            if not zipfile.is_zipfile(checkpoint / name):
-                return f"{name} is missing or cut short"
-    return None
-
-
-def _is_whole_safetensors(file: Path) -> bool:
-    """Whether the file is as long as its header says (format: 8 bytes of header length, JSON header, tensors)."""
-    size = file.stat().st_size
-    with open(file, "rb") as raw:
-        start = raw.read(8)
-        if len(start) < 8:
-            return False
-        (length,) = struct.unpack("<Q", start)
-        if 8 + length > size:
-            return False
-        try:
-            header = json.loads(raw.read(length))
-        except ValueError:
-            return False
-    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    return size == 8 + length + max(ends, default=0)
+            return f"{name} is missing", {}
+        if size != bytes_:
+            return f"{name} has {size} bytes, not {bytes_}", {}
+    return None, {name: digest for name, (_, digest) in expected.items()}
 
 
 def hash_files(folder: Path, names: Iterable[str], sync: bool = False) -> dict[str, str]:
     """The hash of each file below `folder`; `sync` also waits until the disk has it."""
-
-    def digest(name: str) -> str:
-        state = xxhash.xxh3_128()
-        with open(folder / name, "rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                state.update(chunk)
-            if sync:
-                os.fsync(file.fileno())
-        return state.hexdigest()
-
     names = list(names)
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        return dict(zip(names, pool.map(digest, names)))
+        return dict(zip(names, pool.map(lambda name: hash_file(folder / name, sync), names)))
+
+
+def hash_file(path: Path, sync: bool = False) -> str:
+    """The hash of a file; `sync` also waits until the disk has it."""
+    state = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            state.update(chunk)
+        if sync:
+            os.fsync(file.fileno())
+    return state.hexdigest()
 
 
 def files_below(folder: Path) -> list[str]:
@@ -182,22 +142,33 @@ def write_manifest(folder: Path, hashes: Mapping[str, str]) -> None:
 
 def publish(source: Path, target: Path) -> None:
     """Give a whole folder its name, in place of any folder of that name."""
-    if target.exists():
-        remove(target)
+    replaced = _take_name(target) if target.exists() else None
     os.rename(source, target)
     descriptor = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    if replaced is not None:
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
     """Delete a folder; it loses its name first, so that half of it is never taken for a checkpoint."""
+    shutil.rmtree(_take_name(folder), ignore_errors=True)
+
+
+def _take_name(folder: Path) -> Path:
     doomed = folder.with_name(f"{INCOMPLETE_PREFIX}deleted-{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.rename(folder, doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    return doomed
+
+
+def remove_incomplete(output_dir: Path) -> None:
+    """Delete what saves and deletions that were cut off have left."""
+    for folder in output_dir.glob(f"{INCOMPLETE_PREFIX}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def rotate(output_dir: str | Path, keep_last: int | None, keep_every_steps: int | None) -> list[Path]:

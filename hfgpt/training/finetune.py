@@ -15,8 +15,9 @@ from ..data.readers import RowErrors, read_rows
 from ..tasks import ChoiceTask, get_task
 from ..tasks.base import CompletionCollator
 from .arguments import FinetuneConfig, FinetuningArguments, parse_mapping
+from .callbacks import peak_host_memory_bytes
 from .checkpoints import latest_complete_checkpoint
-from .trainer import ChoiceTrainer, peak_memory_bytes
+from .trainer import ChoiceTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -68,7 +69,9 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
             other.train()
             scores = other.evaluate()
         metrics.update({f"eval_random_start_{name}": scores[f"eval_{name}"] for name in ("accuracy", "macro_f1")})
-    metrics.update(train_rows=len(train.labels), test_rows=len(test.labels), peak_memory_bytes=peak_memory_bytes())
+    metrics.update(
+        train_rows=len(train.labels), test_rows=len(test.labels), peak_memory_bytes=peak_host_memory_bytes()
+    )
     trainer.log_metrics("all", metrics)
     trainer.save_metrics("all", metrics, combined=False)
     return metrics

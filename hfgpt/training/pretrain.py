@@ -9,15 +9,16 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
 from transformers.utils import logging
 
+from ..data.documents import write_json
 from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read_metadata
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
-from .callbacks import LossCurveCallback
-from .checkpoints import checkpoint_step, latest_complete_checkpoint, why_incomplete
+from .callbacks import LossCurveCallback, SampleCallback, peak_host_memory_bytes, require_reporters
+from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, why_incomplete
 from .interruption import INTERRUPTED_FILE, Interrupted
 from .schedule import BatchSchedule
 from .steps import POSITION_FILE, Position
-from .trainer import PretrainingTrainer, peak_memory_bytes
+from .trainer import PretrainingTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -41,6 +42,8 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     Raises:
         ValueError: The corpus, the model and the arguments do not fit together.
     """
+    require_reporters(args.report_to)
+    args.run_name = args.run_name or Path(args.output_dir).name
     metadata = read_metadata(config.corpus)
     tokenizer = AutoTokenizer.from_pretrained(Path(config.corpus) / TOKENIZER_FOLDER)
     model_config = make_model_config(config, metadata, tokenizer)
@@ -52,6 +55,11 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         )
     tokenizer.model_max_length = model_config.max_position_embeddings
 
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs: start one on each, `accelerate launch --config_file "
+            "recipes/accelerate/ddp.yaml ...`, or show it one by CUDA_VISIBLE_DEVICES."
+        )
     if args.learning_rate is None:
         args.learning_rate = PRESETS[config.preset].learning_rate
     order = data_order(config, args, metadata)
@@ -68,6 +76,8 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     args.train_sampling_strategy, args.ignore_data_skip = "sequential", True
     # To Trainer an optimizer step is one batch; the trainer divides it.
     args.gradient_accumulation_steps = 1
+    # The loss is a mean over the tokens of all processes.
+    args.average_tokens_across_devices = True
     # A skipped step is not to be hidden behind the losses before it.
     args.logging_nan_inf_filter = False
 
@@ -112,15 +122,19 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         position=position,
         callbacks=[LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE)],
     )
+    if config.sample_prompts:
+        trainer.add_callback(
+            SampleCallback(tokenizer, config.sample_prompts, max_new_tokens=config.sample_tokens, log=trainer.log)
+        )
     _forget_interruption(args)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
     _end_if_stopped(trainer)
-    metrics["train_tokens"] = trainer.tokens_seen
-    speed = trainer.throughput.overall()
-    if speed is not None:
-        metrics["train_tokens_per_second"] = round(speed, 1)
+    metrics["train_tokens"], metrics["sequence_length"] = trainer.tokens_seen, sequence_length
+    rates = trainer.throughput.rates(trainer.throughput.overall())
+    metrics.update({f"train_{name}": value for name, value in rates.items()})
+    failed_saves = trainer.failed_saves
     trainer.save_model()
-    if trainer.failed_saves and not (Path(args.output_dir) / "config.json").exists():
+    if trainer.failed_saves > failed_saves:
         raise RuntimeError(f"The model could not be written to {args.output_dir}: make room and run the same again.")
     if len(eval_dataset):
         metrics.update(trainer.evaluate())
@@ -129,7 +143,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         ]
         if before:
             metrics["eval_loss_before"] = before[0]
-    metrics["peak_memory_bytes"] = peak_memory_bytes()
+    metrics["peak_memory_bytes"] = peak_host_memory_bytes()
     trainer.log_metrics("all", metrics)
     if mixture is not None:
         position = trainer.position
@@ -143,11 +157,17 @@ def find_checkpoint(args: PretrainingArguments) -> Path | None:
     """The checkpoint to go on from: the one that is asked for, or the newest whole one of the output folder.
 
     Raises:
-        ValueError: The one that is asked for is not there or not whole.
+        ValueError: The one that is asked for is not there or not whole, or there are some and none is.
     """
     asked = args.resume_from_checkpoint
     if asked is None or asked is True or str(asked).lower() == "true":
-        return latest_complete_checkpoint(args.output_dir)
+        found = latest_complete_checkpoint(args.output_dir)
+        if found is None and list_checkpoints(args.output_dir):
+            raise ValueError(
+                f"None of the checkpoints in {args.output_dir} is whole. Give another `output_dir`, or begin anew by "
+                "deleting them or with `resume_from_checkpoint: false`."
+            )
+        return found
     if asked is False or str(asked).lower() == "false":
         return None
     reason = why_incomplete(asked)
@@ -286,7 +306,10 @@ def _end_if_stopped(trainer: PretrainingTrainer) -> None:
         saved = (folder / f"checkpoint-{state.global_step}").exists()
         if trainer.is_world_process_zero():
             what = {"signal": trainer.interrupted_by, "step": state.global_step, "saved": saved}
-            (folder / INTERRUPTED_FILE).write_text(json.dumps(what), encoding="utf-8")
+            try:
+                write_json(folder / INTERRUPTED_FILE, what)
+            except OSError as error:
+                logger.warning(f"{INTERRUPTED_FILE} could not be written: {error}")
             logger.warning(
                 f"{trainer.interrupted_by}: stopped after step {state.global_step} of {state.max_steps}"
                 f"{', which is saved' if saved else ', which could not be saved'}. The same command again resumes."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers.trainer
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
 from transformers import Trainer
@@ -56,7 +57,11 @@ class SavingTrainer(Trainer):
             if self._seal(folder) and self.args.should_save:
                 with self._noting_problems():
                     checkpoints.publish(folder, target)
-                    checkpoints.rotate(target.parent, self.args.save_total_limit, self.keep_every_steps)
+        if self.args.should_save:
+            try:
+                checkpoints.rotate(target.parent, self.args.save_total_limit, self.keep_every_steps)
+            except OSError as error:
+                logger.warning(f"A checkpoint could not be deleted: {error}")
         if push and target.exists():
             self._push_from_checkpoint(str(target))
 
@@ -87,7 +92,7 @@ class SavingTrainer(Trainer):
         self._problems = []
         with self._noting_problems():
             if self.args.should_save:
-                shutil.rmtree(root, ignore_errors=True)
+                checkpoints.remove_incomplete(root.parent)
                 root.mkdir(parents=True)
         self.accelerator.wait_for_everyone()  # nobody writes into a folder that is still being cleared
         yield
@@ -116,7 +121,9 @@ class SavingTrainer(Trainer):
         problems = gather_object(self._problems)
         if problems:
             return False
-        names = gather_object([checkpoints.files_below(folder)])[0]  # as the first process sees them
+        # Each machine knows its own files for certain; of the others' a shared file system may tell it later.
+        own = checkpoints.files_below(folder) if self.args.local_process_index == 0 else []
+        names = sorted(set(gather_object(own)))
         hashes: dict[str, str] = {}
         with self._noting_problems():
             mine = names[self.args.process_index :: self.args.world_size]
@@ -154,13 +161,32 @@ class SavingTrainer(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_deepspeed_enabled:
-            with self._noting_problems():
+            fsdp = [(transformers.trainer, name) for name in ("save_fsdp_model", "save_fsdp_optimizer")]
+            with self._each_guarded(*fsdp), self._noting_problems():
                 super()._save_optimizer_and_scheduler(output_dir)
             return
-        # Every write of DeepSpeed's by itself: between them are collectives.
         engine: Any = self.model_wrapped
-        writes = {"save": engine.checkpoint_engine, "_copy_recovery_script": engine}
-        originals = {name: getattr(owner, name) for name, owner in writes.items()}
+        files = engine.checkpoint_engine
+        original_save = engine.save_checkpoint
+        tag = f"global_step{engine.global_steps}"
+
+        @functools.wraps(original_save)  # Trainer looks at its signature
+        def save_checkpoint(folder: str, **kwargs: Any) -> None:
+            original_save(folder, tag=tag, save_latest=False, **kwargs)
+
+        with self._each_guarded((files, "save"), (files, "makedirs"), (engine, "_copy_recovery_script")):
+            engine.save_checkpoint = save_checkpoint
+            try:
+                super()._save_optimizer_and_scheduler(output_dir)
+            finally:
+                del engine.save_checkpoint
+        with self._noting_problems():
+            if self.args.should_save:
+                (Path(output_dir) / "latest").write_text(tag, encoding="utf-8")
+
+    @contextmanager
+    def _each_guarded(self, *places: tuple[Any, str]) -> Iterator[None]:
+        """Note the problems of each of these functions, (owner, name), by itself: between them are collectives."""
 
         def guarded(write: Any) -> Any:
             def call(*args: Any, **kwargs: Any) -> None:
@@ -169,25 +195,14 @@ class SavingTrainer(Trainer):
 
             return call
 
-        original_save = engine.save_checkpoint
-        tag = f"global_step{engine.global_steps}"
-
-        @functools.wraps(original_save)  # Trainer looks at its signature
-        def save_checkpoint(folder: str, **kwargs: Any) -> None:
-            original_save(folder, tag=tag, save_latest=False, **kwargs)
-
+        originals = [getattr(owner, name) for owner, name in places]
+        for (owner, name), original in zip(places, originals):
+            setattr(owner, name, guarded(original))
         try:
-            for name, owner in writes.items():
-                setattr(owner, name, guarded(originals[name]))
-            engine.save_checkpoint = save_checkpoint
-            super()._save_optimizer_and_scheduler(output_dir)
+            yield
         finally:
-            for name, owner in writes.items():
-                delattr(owner, name)
-            del engine.save_checkpoint
-        with self._noting_problems():
-            if self.args.should_save:
-                (Path(output_dir) / "latest").write_text(tag, encoding="utf-8")
+            for (owner, name), original in zip(places, originals):
+                setattr(owner, name, original)
 
     def _save_rng_state(self, output_dir: str) -> None:
         with self._noting_problems():

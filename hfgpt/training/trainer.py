@@ -1,8 +1,6 @@
 """transformers' Trainer with what pretraining and task scoring need on top of it."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -11,19 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import deepspeed_load_checkpoint
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import SaveStrategy
 from transformers.utils import logging
 
 from ..data.packing import IGNORE_INDEX, HeldOutDataset
+from ..model import GPT3Config
+from ..planner import FlopsPerToken, flops_per_token
 from ..tasks.base import ChoiceTask, choice_scores, classification_metrics
 from .arguments import PretrainingArguments
-from .callbacks import ThroughputCallback
-from .checkpoints import checkpoint_step, list_checkpoints
+from .callbacks import StragglerCallback, TerminalCallback, ThroughputCallback, set_up_reporters
+from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, remove
 from .interruption import StopAgreement
 from .saving import SavingTrainer
 from .schedule import BatchSchedule, learning_rate_factor
@@ -32,11 +33,7 @@ from .steps import Position, StepLoader, StepRows
 
 logger = logging.get_logger(__name__)
 
-
-def peak_memory_bytes() -> int:
-    """Most memory this process has held, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+MAX_ROLLBACKS = 3  # to one checkpoint
 
 
 class PretrainingTrainer(SavingTrainer):
@@ -64,13 +61,19 @@ class PretrainingTrainer(SavingTrainer):
         self.interrupted_by: str | None = None
         self.stop_reason: str | None = None
         self.nonfinite_in_a_row = 0
+        self._rolled_back_to: int | None = None
+        self._rollbacks_to_it = 0
         self._stop = StopAgreement()
         self._batches: Iterator[dict[str, torch.Tensor]] | None = None
         self._steps: Iterator[tuple[int, int]] = iter(())
         self._grad_norm: Any = None
         self._loss_sum, self._loss_steps = 0.0, 0
-        self.throughput = ThroughputCallback(self)
+        self.throughput = ThroughputCallback(self, self._flops_per_token())
+        self.stragglers = StragglerCallback()
         self.add_callback(self.throughput)
+        self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(TerminalCallback(self))
+        set_up_reporters(self)
         self.add_callback(_StepEvents(self))
 
     @property
@@ -82,6 +85,10 @@ class PretrainingTrainer(SavingTrainer):
     def train_tokens(self) -> int:
         """Tokens at which the run ends."""
         return self.args.train_tokens
+
+    def _flops_per_token(self) -> FlopsPerToken | None:
+        config = self._unwrapped().config
+        return flops_per_token(config, self.schedule.sequence_length) if isinstance(config, GPT3Config) else None
 
     # Data and schedule
 
@@ -160,7 +167,10 @@ class PretrainingTrainer(SavingTrainer):
                 self.nonfinite_in_a_row = 0
                 self._loss_sum, self._loss_steps = self._loss_sum + loss, self._loss_steps + 1
                 return loss
-            if not self.is_deepspeed_enabled:  # which has dropped them with the step
+            if self.is_deepspeed_enabled:  # which has dropped them with the step, but for sums kept in float32
+                sums = getattr(self.optimizer.optimizer, "averaged_gradients", {})
+                sums.update(dict.fromkeys(sums))
+            else:
                 model.zero_grad(set_to_none=True)
             if attempt == 1 and self.is_world_process_zero():
                 logger.warning(f"Step {self.state.global_step + 1}: {self._nonfinite_words()}. Once more.")
@@ -182,6 +192,12 @@ class PretrainingTrainer(SavingTrainer):
             with nullcontext() if at_once else self.accelerator.no_sync(model=model):
                 loss = loss + super().training_step(model, part, num_items_in_batch)
         return loss
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's; of a loss that is not finite the gradients are not, either, in any process."""
+        with self.stragglers.timed():
+            loss = super().compute_loss(*args, **kwargs)
+        return loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
     def _is_finite(self, model: torch.nn.Module) -> bool:
         """Clip the gradients of a step, and tell whether their norm over all processes is a number."""
@@ -224,6 +240,12 @@ class PretrainingTrainer(SavingTrainer):
         self.interrupted_by = self._stop.answer()
         if self.interrupted_by:
             control.should_evaluate = False  # there may be little time
+        elif self._rollbacks_to_it >= MAX_ROLLBACKS and self.nonfinite_in_a_row >= (self.args.rollback_after or 0) > 0:
+            self.stop_reason = (
+                f"Still not finite after {MAX_ROLLBACKS} returns to checkpoint-{self._rolled_back_to} "
+                "(`rollback_after`). Look at the learning rate, or resume from an earlier checkpoint "
+                "(`resume_from_checkpoint`)."
+            )
         elif self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
             self.stop_reason = (
                 f"The loss or the gradients were not finite in {self.nonfinite_in_a_row} steps in a row, the last being "
@@ -249,17 +271,24 @@ class PretrainingTrainer(SavingTrainer):
 
     def _roll_back(self) -> None:
         """Return to the newest checkpoint before the failing steps, with the data going on where it is."""
-        first_bad = self.state.global_step - self.nonfinite_in_a_row
-        [folder] = broadcast_object_list(
-            [next((f for f in list_checkpoints(self.args.output_dir) if checkpoint_step(f) <= first_bad), None)]
-        )
+        last_good = self.state.global_step - self.nonfinite_in_a_row
+        folder = latest_complete_checkpoint(self.args.output_dir, up_to_step=last_good)
         position = None if folder is None else Position.load(folder)
         self.nonfinite_in_a_row = 0
         if folder is None or position is None:
-            logger.warning("No checkpoint to roll back to (`save_steps`): going on.")
+            if self.is_world_process_zero():
+                logger.warning("No checkpoint to roll back to (`save_steps`): going on.")
             return
         self._restore(folder)
         restored = checkpoint_step(folder)
+        assert restored is not None
+        self._rollbacks_to_it = self._rollbacks_to_it + 1 if restored == self._rolled_back_to else 1
+        self._rolled_back_to = restored
+        if self.args.should_save:  # what was saved since is of a course that the run leaves
+            for newer in list_checkpoints(self.args.output_dir):
+                if (checkpoint_step(newer) or 0) > restored:
+                    remove(newer)
+        self.accelerator.wait_for_everyone()
         here = self.position
         passed = here.sequences_seen - position.sequences_seen
         if self.is_world_process_zero():
@@ -324,13 +353,10 @@ class PretrainingTrainer(SavingTrainer):
             mean = torch.as_tensor(self._loss_sum / max(self._loss_steps, 1), device=self.args.device)
             logs["loss"] = self.accelerator.reduce(mean, "mean").item() if self._loss_steps else float("nan")
             self._loss_sum, self._loss_steps = 0.0, 0
-            logs["tokens"] = self.tokens_seen
-            logs["batch_tokens"] = self.step_tokens
+            logs.update(self.throughput.metrics())
+            logs.update(self.stragglers.metrics())
             if self.position.nonfinite_steps:
                 logs["nonfinite_steps"] = len(self.position.nonfinite_steps)
-            speed = self.throughput.since_last_call()
-            if speed is not None:
-                logs["tokens_per_second"] = round(speed)
         if "eval_loss" in logs:
             logs["tokens"] = self.tokens_seen
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700.0))

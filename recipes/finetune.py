@@ -9,7 +9,9 @@ Any field of the recipe can be given on the command line; `--help` lists them al
 import hfgpt  # noqa: F401  (registers gpt3 with the Auto classes)
 from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments, parse_arguments
 from hfgpt.training.finetune import finetune
+from hfgpt.training.processes import exit_cleanly
 
 
 if __name__ == "__main__":
-    finetune(*parse_arguments(FinetuneConfig, FinetuningArguments))
+    with exit_cleanly():
+        finetune(*parse_arguments(FinetuneConfig, FinetuningArguments))

@@ -8,7 +8,9 @@ Any field of the recipe can be given on the command line; `--help` lists them al
 import hfgpt  # noqa: F401  (registers gpt3 with the Auto classes)
 from hfgpt.training.arguments import PretrainConfig, PretrainingArguments, parse_arguments
 from hfgpt.training.pretrain import pretrain
+from hfgpt.training.processes import exit_cleanly
 
 
 if __name__ == "__main__":
-    pretrain(*parse_arguments(PretrainConfig, PretrainingArguments))
+    with exit_cleanly():
+        pretrain(*parse_arguments(PretrainConfig, PretrainingArguments))

@@ -83,7 +83,8 @@ def test_the_demos_recipes_fit_together():
 
 def documented_commands():
     commands = []
-    for file in ("README.md", "recipes/README.md", "recipes/corpus/README.md"):
+    for path in (ROOT / "README.md", *RECIPES.rglob("*.md")):
+        file = path.relative_to(ROOT).as_posix()
         text = (ROOT / file).read_text(encoding="utf-8")
         blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.S) + re.findall(r"`(hfgpt .+?|accelerate .+?)`", text)
         for block in blocks:

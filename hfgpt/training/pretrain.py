@@ -16,6 +16,7 @@ from .arguments import PretrainConfig, PretrainingArguments
 from .callbacks import LossCurveCallback, SampleCallback, peak_host_memory_bytes, require_reporters
 from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, why_incomplete
 from .interruption import INTERRUPTED_FILE, Interrupted
+from .launch import tensor_parallel_size
 from .schedule import BatchSchedule
 from .steps import POSITION_FILE, Position
 from .trainer import PretrainingTrainer
@@ -281,10 +282,10 @@ def batch_notes(schedule: BatchSchedule, round_: int, ranks: int, position: Posi
 
 def shared_data_processes(args: PretrainingArguments) -> int:
     """Processes that read the same data: tensor, context and sequence parallelism together."""
-    parallelism = args.parallelism_config
-    if parallelism is None:
-        return 1
-    return parallelism.tp_size * parallelism.cp_size * parallelism.sp_size
+    parallelism, shared = args.parallelism_config, tensor_parallel_size(args)
+    if parallelism is not None:
+        shared *= parallelism.tp_size * parallelism.cp_size * parallelism.sp_size
+    return shared
 
 
 def _forget_interruption(args: PretrainingArguments) -> None:

@@ -32,6 +32,8 @@ class Position:
         order: What the order of the data depends on: seed, weights and sizes of the sources.
         nonfinite_steps: Steps that were skipped because of a loss or gradients that were not finite.
         rollbacks: Returns to a checkpoint so far.
+        loss_sum: Sum of the losses of the steps since the last log line; the next one has their mean.
+        loss_steps: How many these are.
     """
 
     sequence_length: int
@@ -42,6 +44,8 @@ class Position:
     order: dict[str, Any] = field(default_factory=dict)
     nonfinite_steps: list[int] = field(default_factory=list)
     rollbacks: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
 
     @property
     def tokens_seen(self) -> int:

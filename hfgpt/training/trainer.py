@@ -113,6 +113,7 @@ class PretrainingTrainer(SavingTrainer):
     def _read_from(self, position: Position) -> None:
         """Begin to read at a position: at the start of a run, and after a rollback."""
         self.position = position
+        self._loss_sum, self._loss_steps = position.loss_sum, position.loss_steps
         seen, remaining = position.sequences_seen, self.args.max_steps - self.state.global_step
         self._steps = self.schedule.steps(seen)
         self._batches = self.get_train_dataloader().batches(islice(self.schedule.steps(seen), remaining))
@@ -231,6 +232,12 @@ class PretrainingTrainer(SavingTrainer):
             finally:
                 self._batches = None  # ends the loader's workers
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+        else:  # resumed after the last step: what comes after training is left to do
+            self.control.should_training_stop = True
+
     def _finish_step(self) -> None:
         """Between a step and what follows it: log, evaluation, checkpoint."""
         self.position.sequences_seen += self.step_tokens // self.schedule.sequence_length
@@ -264,6 +271,12 @@ class PretrainingTrainer(SavingTrainer):
             self._load_from_checkpoint(path, model if self.is_fsdp_enabled else None)
         self._load_optimizer_and_scheduler(path)
         self._load_rng_state(path)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        losses = torch.as_tensor(self._loss_sum, device=self.args.device)
+        self.position.loss_sum = self.accelerator.reduce(losses, "mean").item()
+        self.position.loss_steps = self._loss_steps
+        super()._save_checkpoint(model, trial)
 
     def save_extra_state(self, folder: Path) -> None:
         """Where in the data the checkpoint is."""
@@ -300,7 +313,6 @@ class PretrainingTrainer(SavingTrainer):
         self.state.global_step = restored
         self.state.log_history = [entry for entry in self.state.log_history if entry["step"] <= restored]
         self._globalstep_last_logged = restored
-        self._loss_sum, self._loss_steps = 0.0, 0
         self._read_from(position)
 
     @torch.no_grad()
@@ -318,14 +330,14 @@ class PretrainingTrainer(SavingTrainer):
         was_training = model.training
         model.eval()
         totals = torch.zeros(2, dtype=torch.float64, device=args.device)  # nats, tokens
-        batch_size = args.eval_batch_size
+        batch_size, (rank, world) = args.eval_batch_size, self.data_parallel()
         for turn in tqdm(
-            range(0, len(dataset), batch_size * args.world_size),
+            range(0, len(dataset), batch_size * world),
             desc="held out",
             disable=args.disable_tqdm or not self.is_local_process_zero(),
             leave=False,
         ):
-            first = turn + args.process_index * batch_size
+            first = turn + rank * batch_size
             # Sharded weights are gathered by all processes together, so each runs every turn, if on nothing.
             rows = [dataset[index if index < len(dataset) else 0] for index in range(first, first + batch_size)]
             inputs = self._prepare_inputs({key: torch.stack([row[key] for row in rows]) for key in rows[0]})

@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     convert = commands.add_parser(
         "convert",
-        help="turn a gpt2 or gpt_neo checkpoint into gpt3, or a dense gpt3 into gpt2",
+        help="turn gpt2 or gpt_neo into gpt3, a dense gpt3 into gpt2, or a checkpoint of ZeRO into a whole model",
         allow_abbrev=False,
-        description="Convert a checkpoint exactly, or say why that cannot be; its tokenizer comes along.",
+        description="Convert a checkpoint exactly, or say why that cannot be; its tokenizer comes along. A checkpoint that "
+        "DeepSpeed ZeRO has split is made whole, in float32, on one processor.",
     )
     convert.add_argument("source", help="folder or Hub name of the model; its type is read from its config")
     convert.add_argument("output", help="folder to write")
@@ -107,6 +108,40 @@ def make_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("--json", action="store_true", help="print what was done as JSON")
     convert.set_defaults(run=_convert)
+
+    plan = commands.add_parser(
+        "plan",
+        help="what a pretraining run takes: memory, days, energy, cost, and the line to run",
+        allow_abbrev=False,
+        description="Plan a pretraining run from its config alone, without weights or a GPU. `training_flops` are 6 per "
+        "parameter and token, the paper's count; days are those of the dense-equivalent model FLOPs (6 per parameter "
+        "and 12 x layers x width x sequence length for attention, per token) at --mfu of the GPUs' bf16 peak.",
+    )
+    plan.add_argument("model", nargs="?", help="preset, or folder with config.json (default: the recipe's preset)")
+    plan.add_argument("--recipe", metavar="FILE", help="pretraining recipe, whose fields the options override")
+    plan.add_argument("--gpus", type=int, metavar="N", help="GPUs in all (default: 8)")
+    plan.add_argument("--gpu", default="h100-80", metavar="NAME", help="such as h100-80; a wrong name lists them")
+    plan.add_argument("--nodes", type=int, metavar="N", help="machines (default: of 8 GPUs)")
+    plan.add_argument("--zero-stage", type=int, choices=(0, 1, 2, 3), help="0 is DDP (default: the lowest that fits)")
+    plan.add_argument(
+        "--offload", choices=("none", "optimizer", "optimizer+params"), default="none", help="to the machines' memory"
+    )
+    plan.add_argument(
+        "--activation-checkpointing",
+        action=argparse.BooleanOptionalAction,
+        help="compute activations again in the backward pass (default: the recipe's, or where it must be)",
+    )
+    plan.add_argument("--micro-batch", type=int, metavar="N", help="sequences at once on a GPU (default: what fits)")
+    plan.add_argument(
+        "--sequence-length", type=int, metavar="N", help="tokens in one (default: max_position_embeddings)"
+    )
+    plan.add_argument("--tokens", type=int, metavar="N", help="tokens to train on (default: the paper's 300 billion)")
+    plan.add_argument("--batch-tokens", type=int, metavar="N", help="tokens of a full batch (default: table 2.1's)")
+    plan.add_argument("--tensor-parallel", type=int, default=1, metavar="N", help="GPUs that share each matrix")
+    plan.add_argument("--mfu", type=float, default=0.4, help="share of the peak that is reached (default: 0.4)")
+    plan.add_argument("--price-per-gpu-hour", type=float, metavar="DOLLARS", help="(default: a rough one of the GPU)")
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.set_defaults(run=_plan)
     return parser
 
 
@@ -200,12 +235,14 @@ def _convert(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     from .model.convert import convert
+    from .training.zero import consolidate, saved_layout
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     # Saving imports what is installed, and DeepSpeed says a word on standard output.
     with redirect_stdout(sys.stderr):
-        done = convert(
+        # The shards hold the weights that were trained, in float32; a model.safetensors beside them may be rounded.
+        done = (convert if saved_layout(arguments.source) is None else consolidate)(
             arguments.source,
             arguments.output,
             arguments.to,
@@ -225,6 +262,13 @@ def _convert(arguments: argparse.Namespace) -> None:
     )
     for note in done.notes:
         print(f"note: {note}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from .planner import PlanOptions, plan, plan_lines
+
+    result = plan(PlanOptions(**{field.name: getattr(arguments, field.name) for field in fields(PlanOptions)}))
+    print(json.dumps(result.as_dict()) if arguments.json else "\n".join(plan_lines(result)))
 
 
 if __name__ == "__main__":

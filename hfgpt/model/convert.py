@@ -190,7 +190,7 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
     output = Path(output).resolve()
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
 
     # The small files first: what cannot be converted is refused before its weights are downloaded.
     folder = _fetch(source, ["*.json", "*.jinja", *TOKENIZER_FILES])
@@ -229,9 +229,9 @@ def convert(
         if (folder / GENERATION_CONFIG_FILE).is_file():
             shutil.copyfile(folder / GENERATION_CONFIG_FILE, staging / GENERATION_CONFIG_FILE)
         if report.tokenizer:
-            _copy_tokenizer(folder, staging, to)
+            copy_tokenizer(folder, staging, to)
 
-    _write_folder(output, write)
+    write_folder(output, write)
     return report
 
 
@@ -555,7 +555,8 @@ def _check_shapes(state_dict: dict[str, torch.Tensor], model: Any, source: str |
 # Folders
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raise ValueError unless a model may be written to `output`."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"{output} is a file: choose another folder.")
     if not output.exists() or not any(output.iterdir()):
@@ -642,7 +643,7 @@ def _read_file(file: Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _copy_tokenizer(folder: Path, target: Path, to: str) -> None:
+def copy_tokenizer(folder: Path, target: Path, to: str) -> None:
     """Copy a tokenizer's files, and name its class where the files leave it to the model's type.
 
     A GPT-2 has readers with transformers 4, which know the class of v5 by its earlier name.
@@ -666,7 +667,7 @@ def _copy_tokenizer(folder: Path, target: Path, to: str) -> None:
         ) from None
 
 
-def _write_folder(output: Path, write: Callable[[Path], None]) -> None:
+def write_folder(output: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a folder beside `output`, and give it its name when it is whole."""
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.parent / f".{output.name}.converting-{os.getpid()}"

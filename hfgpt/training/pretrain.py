@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, default_data_collator, set_seed
+from transformers import AutoTokenizer, default_data_collator
 from transformers.utils import logging
 
 from ..data.documents import write_json
@@ -20,6 +20,7 @@ from .launch import tensor_parallel_size
 from .schedule import BatchSchedule
 from .steps import POSITION_FILE, Position
 from .trainer import PretrainingTrainer
+from .zero import initial_model
 
 
 logger = logging.get_logger(__name__)
@@ -109,8 +110,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     if mixture is not None and args.process_index == 0:
         logger.warning(mixture_table(mixture.report(args.train_tokens // sequence_length, sequence_length)))
 
-    set_seed(args.seed)
-    model = AutoModelForCausalLM.from_config(model_config, attn_implementation=config.attn_implementation)
+    model = initial_model(model_config, args.seed, attn_implementation=config.attn_implementation)
     trainer = PretrainingTrainer(
         model=model,
         args=args,

@@ -29,6 +29,7 @@ from .interruption import StopAgreement
 from .saving import SavingTrainer
 from .schedule import BatchSchedule, learning_rate_factor
 from .steps import Position, StepLoader, StepRows
+from .zero import ZeroLayout, load_resized, load_unpartitioned, saved_layout
 
 
 logger = logging.get_logger(__name__)
@@ -262,14 +263,42 @@ class PretrainingTrainer(SavingTrainer):
         if self.interrupted_by or self.stop_reason:
             control.should_training_stop, control.should_save = True, self.args.save_strategy != SaveStrategy.NO
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As Trainer's, which cannot resume from a checkpoint that is split in another way than this run."""
+        if resume_from_checkpoint is None or not self._is_split_otherwise(resume_from_checkpoint):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_split_otherwise(resume_from_checkpoint)
+        return prepared
+
+    def _is_split_otherwise(self, checkpoint: str | Path) -> bool:
+        """Whether ZeRO has split a checkpoint over other processes than these, or it has and this run does not."""
+        layout = saved_layout(checkpoint)
+        if not self.is_deepspeed_enabled:
+            return layout is not None
+        zero = self.accelerator.state.deepspeed_plugin.zero_stage
+        return self.get_tp_size() == 1 and layout != ZeroLayout(self.args.world_size, zero)
+
+    def _load_split_otherwise(self, checkpoint: str | Path) -> None:
+        if self.is_deepspeed_enabled:
+            load_resized(self.model_wrapped, checkpoint)
+        elif self.is_fsdp_enabled:
+            raise ValueError(
+                f"{checkpoint} is of a run with DeepSpeed, from which FSDP cannot resume: go on with DeepSpeed."
+            )
+        else:
+            load_unpartitioned(self._unwrapped(), self.optimizer.optimizer, checkpoint)
+
     def _restore(self, folder: Path) -> None:
         """Weights, optimizer and random state of a checkpoint, into the run as it is."""
         model, path = self.model_wrapped, str(folder)
-        if self.is_deepspeed_enabled:
+        if self._is_split_otherwise(folder):
+            self._load_split_otherwise(folder)
+        elif self.is_deepspeed_enabled:
             deepspeed_load_checkpoint(model, path)
         else:
             self._load_from_checkpoint(path, model if self.is_fsdp_enabled else None)
-        self._load_optimizer_and_scheduler(path)
+            self._load_optimizer_and_scheduler(path)
         self._load_rng_state(path)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -415,19 +444,21 @@ class ChoiceTrainer(SavingTrainer):
         rank, world = self.args.process_index, self.args.world_size
         tokenizer: Any = self.processing_class
         autocast = torch.autocast(self.args.device.type, torch.bfloat16) if self.args.bf16 else nullcontext()
+        share = self.test_prompts[rank::world]
+        # Sharded weights are gathered by all processes together, so each scores as many prompts, if one of them again.
+        padding = -(-len(self.test_prompts) // world) - len(share)
         scores = choice_scores(
             self.accelerator.unwrap_model(self.model),
-            self.test_prompts[rank::world],
+            share + self.test_prompts[:1] * padding,
             self.task.choice_ids(tokenizer),
             pad_token_id=tokenizer.pad_token_id,
             batch_size=self.args.per_device_eval_batch_size,
             autocast=autocast,
             progress=not self.args.disable_tqdm and self.is_world_process_zero(),
         )
-        shares = gather_object([(rank, scores.argmax(-1).tolist())])
         predicted = [0] * len(self.test_prompts)
-        for owner, share in shares:
-            predicted[owner::world] = share
+        for owner, choices in gather_object([(rank, scores[: len(share)].argmax(-1).tolist())]):
+            predicted[owner::world] = choices
         metrics = classification_metrics(predicted, self.test_labels, len(self.task.labels))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)

@@ -129,6 +129,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         )
     _forget_interruption(args)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    metrics.pop("train_samples_per_second", None)  # Trainer counts by a constant batch
     _end_if_stopped(trainer)
     metrics["train_tokens"], metrics["sequence_length"] = trainer.tokens_seen, sequence_length
     rates = trainer.throughput.rates(trainer.throughput.overall())

@@ -108,7 +108,7 @@ class PretrainingTrainer(SavingTrainer):
             pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
             persistent_workers=False,
             prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # newer transformers
         )
 
     def _read_from(self, position: Position) -> None:

@@ -71,6 +71,7 @@ def _gpu(gigabytes: int, teraflops: float, watts: float, price: float | None, wo
 GPUS: dict[str, GPU] = {
     "b200-180": _gpu(180, 2250.0, 1000, 5.0, "B200"),
     "h200-141": _gpu(141, 989.4, 700, 3.5, "H200"),
+    "h200-nvl-141": _gpu(141, 835.5, 600, 3.0, "H200 NVL"),
     "h100-80": _gpu(80, 989.4, 700, 2.5, "H100"),
     "h100-nvl-94": _gpu(94, 835.5, 400, 2.5, "H100 NVL"),
     "h100-pcie-80": _gpu(80, 756.0, 350, 2.0, "H100 PCIe"),
@@ -183,7 +184,8 @@ class Layout:
         data_parallel: Processes (or groups of `tensor_parallel` of them) that each take rows of their own.
         tensor_parallel: GPUs that share every matrix of a block.
         zero_stage: 0 is DDP with bf16 autocast over float32 weights. 1, 2 and 3 are DeepSpeed with bf16 weights and
-            gradients, float32 master weights and moments; with tensor parallelism 3 is FSDP2.
+            gradients (summed in float32 at 2 and 3), float32 master weights and moments; with tensor parallelism 3 is
+            FSDP2.
         offload: One of `OFFLOADS`: what is kept in the machine's memory.
         activation_checkpointing: Keep only each block's input, and compute the rest again.
         micro_batch: Sequences of one forward pass on one process.
@@ -243,6 +245,12 @@ class Layout:
         """Bytes of a number in weights, their gradients and the residual stream: autocast leaves those in float32."""
         return self.compute_bytes if self.uses_deepspeed else 4
 
+    @property
+    def accumulation_bytes(self) -> int:
+        """Bytes of a number in gradients while micro-batches are summed (`grad_accum_dtype` of the ds_configs)."""
+        sums_in_float32 = self.zero_stage >= 2 and self.offload != "optimizer+params"
+        return 4 if sums_in_float32 else self.weight_bytes
+
 
 def memory_by_part(config: GPT3Config, layout: Layout) -> dict[str, int]:
     """Bytes on one GPU at the highest moment of a training step.
@@ -267,8 +275,7 @@ def _held(config: GPT3Config, layout: Layout) -> dict[str, int]:
     processes, hidden = layout.data_parallel, config.hidden_size
     size, stage = layout.weight_bytes, layout.zero_stage
     share = -(-parameters // processes)
-    embedding = -(-config.vocab_size // layout.tensor_parallel) * hidden
-    largest = max(embedding, hidden * _ffn(config) // layout.tensor_parallel)
+    largest = _largest_matrix(config, layout)
     communication = 0
     if stage == 0:
         weights, gradients, optimizer = size * parameters, size * parameters, 8 * parameters
@@ -276,15 +283,16 @@ def _held(config: GPT3Config, layout: Layout) -> dict[str, int]:
         communication = size * parameters if processes > 1 else 0
     elif layout.uses_deepspeed:
         weights = size * (parameters if stage < 3 else share)
-        gradients = size * (parameters if stage < 2 else share)
+        gradients = size * parameters if stage < 2 else layout.accumulation_bytes * share
         # Master weights and two moments; stage 3 takes weights that are float32 already as their own master.
         optimizer = (8 if stage == 3 and not layout.bf16 else 12) * share
-        # Two buckets that overlap, of that size even where the model is smaller; at stage 3 one, and a gradient larger
-        # than it with the copy that reduce-scatter makes.
-        communication = size * (2 * REDUCE_BUCKET if stage < 3 else hidden**2 + 2 * largest)
+        # Two buckets that overlap, of that size even where the model is smaller, and a flat copy of what is reduced; at
+        # stage 3 one bucket, and a gradient larger than it with the copy that reduce-scatter makes.
+        buckets = 2 * REDUCE_BUCKET + min(REDUCE_BUCKET, parameters)
+        communication = size * (buckets if stage < 3 else hidden**2 + 2 * largest)
         if layout.offload != "none":
             optimizer = 0
-            gradients = gradients if stage == 1 else 0
+            gradients = gradients if stage < 3 else 0  # stage 2 keeps its share until it is whole
         if layout.offload == "optimizer+params":
             weights = 0
     else:  # FSDP2: float32 shards of everything
@@ -300,6 +308,11 @@ def _held(config: GPT3Config, layout: Layout) -> dict[str, int]:
         "loss": 0,
         "communication": communication,
     }
+
+
+def _largest_matrix(config: GPT3Config, layout: Layout) -> int:
+    embedding = -(-config.vocab_size // layout.tensor_parallel) * config.hidden_size
+    return max(embedding, config.hidden_size * _ffn(config) // layout.tensor_parallel)
 
 
 def _gathered(config: GPT3Config, layout: Layout, parameters: int, largest: int) -> int:
@@ -356,22 +369,24 @@ def _after_backward(config: GPT3Config, layout: Layout, parts: dict[str, int]) -
 
 
 def _at_step(config: GPT3Config, layout: Layout, parts: dict[str, int]) -> dict[str, int]:
-    """The optimizer: DeepSpeed makes a flat copy of its share of gradients, and one in float32."""
+    """The step: DeepSpeed takes norms in float64, a matrix at a time, and then makes a flat float32 copy of its share."""
     if not layout.uses_deepspeed or layout.offload != "none":
         return parts
     share = -(-count_parameters(config) // layout.data_parallel)
-    if layout.zero_stage == 3:
-        share = min(share, SUB_GROUP_SIZE)
-    else:
+    largest = _largest_matrix(config, layout)
+    norm = 8 * (min(largest, share) if layout.zero_stage < 3 else -(-largest // layout.data_parallel))
+    copied = 4 if layout.accumulation_bytes == 4 else 6  # flat, and then float32 where it is not that
+    if layout.zero_stage == 2 and layout.bf16:
+        copied = 0  # the sums are both already
+    elif layout.zero_stage < 3:
         parts["gradients"] = layout.weight_bytes * share  # the other processes' have been freed
-    copies = (layout.weight_bytes + 4) if layout.bf16 else 4
-    parts["gradients"] += copies * share
+    parts["gradients"] += max(norm, copied * min(share, SUB_GROUP_SIZE if layout.zero_stage == 3 else share))
     return parts
 
 
 def _gradients_before_backward(layout: Layout, gradients: int) -> int:
-    """Gradients while activations are at their most: those of earlier micro-batches, and stage 3's flat buffer."""
-    return gradients if layout.accumulates or layout.zero_stage == 3 else 0
+    """Gradients while activations are at their most: sums of earlier micro-batches, and stages 2 and 3's flat buffers."""
+    return gradients if layout.accumulates or layout.zero_stage >= 2 else 0
 
 
 def _autocast_copies(config: GPT3Config, layout: Layout, blocks: int) -> int:
@@ -473,9 +488,13 @@ def host_memory_bytes(config: GPT3Config, layout: Layout) -> int:
     if layout.offload == "none":
         return 0
     share = -(-count_parameters(config) // layout.data_parallel)
-    # Master weights, moments and float32 gradients; gradients as accumulated; weights and their copies.
-    bytes_each = 16 + (layout.weight_bytes if layout.zero_stage > 1 else 0)
-    bytes_each += layout.weight_bytes if layout.offload == "optimizer+params" else 0
+    bytes_each = 16  # master weights, moments, and the gradients of the step, in float32
+    if layout.zero_stage < 3:
+        bytes_each += layout.weight_bytes  # the new weights, on their way back
+    if layout.zero_stage != 2:
+        bytes_each += layout.accumulation_bytes  # stage 2 sums on the GPU
+    if layout.offload == "optimizer+params":
+        bytes_each += layout.weight_bytes
     return bytes_each * share
 
 
@@ -524,9 +543,10 @@ class PlanOptions:
     Attributes:
         model: A preset, or a folder with a config.json. Default: the recipe's preset.
         recipe: A pretraining recipe; the fields below override its own.
-        gpus, nodes: In all. Default: 8, and nodes of 8.
+        gpus, nodes: In all; `gpus` must be given. Default of `nodes`: as many as there are at 8 GPUs each.
         gpu: A key of `GPUS`.
-        batch_tokens: Tokens of a full batch. Default: the preset's in table 2.1.
+        vocab_size: Words of the corpus; as in training the recipe's `model_overrides` win, and a folder has its own.
+        batch_tokens: Tokens of a full batch. Default: the recipe's; without one the preset's in table 2.1.
         mfu: Share of the GPUs' peak that the dense-equivalent model FLOPs reach.
         price_per_gpu_hour: In dollars. Default: the GPU's rough one.
     """
@@ -543,6 +563,7 @@ class PlanOptions:
     sequence_length: int | None = None
     tokens: int | None = None
     batch_tokens: int | None = None
+    vocab_size: int | None = None
     tensor_parallel: int = 1
     mfu: float = 0.4
     price_per_gpu_hour: float | None = None
@@ -572,6 +593,7 @@ class Plan:
     """A plan; `as_dict` is what `hfgpt plan --json` prints."""
 
     model: str
+    recipe: str | None
     parameters: int
     tokens: int
     sequence_length: int
@@ -592,6 +614,7 @@ class Plan:
     mfu: float
     days: float
     energy_kwh: float
+    price_per_gpu_hour: float | None
     cost: float | None
     command: str
     notes: list[str] = field(default_factory=list)
@@ -613,10 +636,12 @@ class Plan:
 
 # Of a pretraining recipe, what matters here. `gradient_checkpointing` is the older name.
 _RECIPE_FIELDS: dict[str, Any] = {
+    "output_dir": str,
     "preset": str,
     "model_overrides": dict,
     "sequence_length": int,
     "per_device_train_batch_size": int,
+    "gradient_accumulation_steps": int,
     "train_tokens": int,
     "batch_size_tokens": int,
     "batch_ramp_start_tokens": int,
@@ -631,15 +656,20 @@ _RECIPE_FIELDS: dict[str, Any] = {
 def plan(options: PlanOptions) -> Plan:
     """Plan a training run.
 
+    Of the layouts that fit, the one without recomputation that shares the least, else the one with it: recomputing
+    costs a third of the time, sharing more costs communication, at most half as much again at stage 3.
+
     Days are `tokens x dense FLOPs per token / (gpus x peak x mfu)`; energy is that of the GPUs at their rated power.
 
     Raises:
         ValueError: Something does not fit, with what would; or an option is wrong.
     """
-    recipe = _read_recipe(options.recipe)
+    recipe = read_recipe(options.recipe)
     gpu = _find_gpu(options.gpu)
-    name, config = _load_config(options.model, recipe)
-    gpus = 8 if options.gpus is None else options.gpus
+    name, config = load_config(options.model, recipe, options.vocab_size)
+    if options.gpus is None:
+        raise ValueError(f"How many GPUs? Give `--gpus`, such as `--gpus 8`; `--gpu` is now {options.gpu}.")
+    gpus = options.gpus
     nodes = _count_nodes(gpus, options.nodes)
     if (
         options.tensor_parallel < 1
@@ -654,7 +684,8 @@ def plan(options: PlanOptions) -> Plan:
         raise ValueError(f"`--mfu` must be above 0 and at most 1, got {options.mfu}.")
     length = _first(options.sequence_length, recipe.get("sequence_length"), config.max_position_embeddings)
     tokens = _first(options.tokens, recipe.get("train_tokens"), PAPER_TRAIN_TOKENS)
-    preset = PRESETS.get(name)
+    # A recipe takes nothing from table 2.1 by itself.
+    preset = PRESETS.get(name) if options.recipe is None else None
     batch_tokens = _first(
         options.batch_tokens, recipe.get("batch_size_tokens"), preset.batch_size_tokens if preset else None
     )
@@ -692,7 +723,7 @@ def plan(options: PlanOptions) -> Plan:
     fitting = [fit for fit in wanted if fit.max_micro_batch >= (asked_micro_batch or 1)]
     if not fitting:
         raise ValueError(_refusal(config, name, options, gpu, base, layouts, wanted, asked_micro_batch or 1))
-    chosen = fitting[0]  # the least sharding, and no recomputation, that fits
+    chosen = _preferred(fitting)
     micro_batch, steps = asked_micro_batch or chosen.max_micro_batch, None
     if sequences is not None:
         rows = -(-sequences // base.data_parallel)  # of the busiest process
@@ -700,6 +731,9 @@ def plan(options: PlanOptions) -> Plan:
             # As many passes as the largest micro-batch takes, all about the same size.
             micro_batch = -(-rows // -(-rows // chosen.max_micro_batch))
         steps = -(-rows // micro_batch)
+    elif options.recipe is not None:  # as Trainer makes it of them
+        steps = recipe.get("gradient_accumulation_steps", 1)
+        batch_tokens = micro_batch * steps * base.data_parallel * length
     layout = replace(chosen.layout, micro_batch=micro_batch, accumulates=steps is None or steps > 1)
 
     hours = tokens * flops.dense / (gpus * gpu.peak_flops_bf16 * options.mfu) / 3600
@@ -707,6 +741,7 @@ def plan(options: PlanOptions) -> Plan:
     smallest = smallest_data_parallel(config, replace(chosen.layout, micro_batch=1), gpu)
     return Plan(
         model=name,
+        recipe=options.recipe,
         parameters=count_parameters(config),
         tokens=tokens,
         sequence_length=length,
@@ -727,6 +762,7 @@ def plan(options: PlanOptions) -> Plan:
         mfu=options.mfu,
         days=hours / 24,
         energy_kwh=gpus * gpu.power_watts * hours / 1000,
+        price_per_gpu_hour=price,
         cost=None if price is None else gpus * hours * price,
         command=_command(options, recipe, name, layout, nodes, tokens),
         notes=[*_batch_notes(recipe, preset, layout, sequences, hours / 24 / tokens), *_notes(options, layout)],
@@ -738,7 +774,17 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _read_recipe(path: str | None) -> dict[str, Any]:
+def _preferred(fitting: list[LayoutFit]) -> LayoutFit:
+    """No recomputation before less sharing; `fitting` is in the order of stages."""
+    return min(fitting, key=lambda fit: fit.layout.activation_checkpointing)
+
+
+def read_recipe(path: str | None) -> dict[str, Any]:
+    """The fields of a pretraining recipe that matter here; none of None.
+
+    Raises:
+        ValueError: No such file, or a value of the wrong type.
+    """
     if path is None:
         return {}
     values = read_yaml(path)
@@ -751,20 +797,25 @@ def _read_recipe(path: str | None) -> dict[str, Any]:
 
 def _find_gpu(name: str) -> GPU:
     if name not in GPUS:
-        near = get_close_matches(name, GPUS, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        near = [key for key in GPUS if name.lower() in key] or get_close_matches(name.lower(), GPUS, n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"Unknown GPU {name!r}; known are {', '.join(GPUS)}.{hint}")
     return GPUS[name]
 
 
-def _load_config(model: str | None, recipe: dict[str, Any]) -> tuple[str, GPT3Config]:
-    """Name and config of a preset, with the recipe's overrides, or of a folder."""
+def load_config(model: str | None, recipe: dict[str, Any], vocab_size: int | None = None) -> tuple[str, GPT3Config]:
+    """Name and config of a preset, with the corpus' vocabulary and the recipe's overrides, or of a folder.
+
+    Raises:
+        ValueError: No model is named, an unknown one, or not one of ours.
+    """
     name = model or recipe.get("preset")
     if name is None:
         raise ValueError(f"Name a model ({', '.join(PRESETS)}, or a folder with config.json), or give `--recipe`.")
     path = Path(name)
     if name in PRESETS or not path.exists():
-        return name, GPT3Config.from_preset(name, **recipe.get("model_overrides", {}))
+        words = {} if vocab_size is None else {"vocab_size": vocab_size}
+        return name, GPT3Config.from_preset(name, **{**words, **recipe.get("model_overrides", {})})
     path = path / "config.json" if path.is_dir() else path
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -819,7 +870,7 @@ def _refusal(
         would.append(f"--micro-batch {largest}")
     others = [fit for fit in layouts if fit.max_micro_batch >= micro_batch and fit not in wanted]
     if others:
-        would.append(_flags(others[0].layout))
+        would.append(_flags(_preferred(others).layout))
     if not others and options.tensor_parallel == 1:
         for offload in OFFLOADS[1:]:
             layout = replace(base, zero_stage=3, offload=offload, activation_checkpointing=True)
@@ -924,6 +975,11 @@ def _batch_notes(
 def _notes(options: PlanOptions, layout: Layout) -> list[str]:
     """What else the figures do not say."""
     notes = []
+    if layout.activation_checkpointing:
+        notes.append(
+            "Activation checkpointing computes the forward pass twice, a third more work, which the FLOPs above leave "
+            "out: expect an --mfu about a quarter lower than without."
+        )
     if layout.offload == "optimizer":
         notes.append(
             f"recipes/accelerate has no config for this: in a copy of ds_configs/zero{layout.zero_stage}.json add "
@@ -941,21 +997,49 @@ def _notes(options: PlanOptions, layout: Layout) -> list[str]:
 
 
 def _gigabytes(count: float) -> str:
-    return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e9:,.1f} GB" if count == 0 or count >= 1e8 else f"{count / 1e6:,.1f} MB"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _duration(days: float) -> str:
+    for name, count in (("days", days), ("hours", days * 24), ("minutes", days * 24 * 60)):
+        if count >= 1:
+            return f"{count:,.2f} {name}"
+    return f"{days * 86400:.2f} seconds"
+
+
+_STAGE_WORDS = (
+    "ZeRO stages share out over the GPUs: 0 nothing (DDP), 1 optimizer states, 2 and gradients, 3 and weights."
+)
+_PART_WORDS = {
+    "weights": "with copies in bf16 and what is gathered to be used",
+    "gradients": "",
+    "optimizer": "Adam's two moments, and float32 master weights",
+    "activations": "kept for the backward pass",
+    "loss": "logits, in chunks, and their gradients",
+    "communication": "gradients on their way to other GPUs",
+}
 
 
 def plan_lines(result: Plan) -> list[str]:
     """A plan for reading."""
     flops, layout = result.flops_per_token, result.layout
-    nodes = f"{result.nodes:,} node{'s' if result.nodes > 1 else ''}"
+    nodes = f"{result.nodes:,} machine{'s' if result.nodes > 1 else ''}"
+    title = result.model if result.recipe is None else f"{result.recipe} ({result.model})"
     lines = [
-        f"{result.model}: {result.parameters:,} parameters, {result.tokens:,} tokens in sequences of "
+        f"{title}: {result.parameters:,} parameters, {result.tokens:,} tokens in sequences of "
         f"{result.sequence_length:,}",
         f"training: {result.training_flops:.3g} FLOPs (6 per parameter and token, the paper's count)",
-        f"FLOPs per token: {flops.paper:.4g} paper, {flops.dense:.4g} dense-equivalent, {flops.banded:.4g} with the "
-        "causal mask and bands",
+        f"FLOPs per token: {flops.paper:.4g} by the paper's count, {flops.dense:.4g} with attention as if dense, "
+        f"{flops.banded:.4g} with its causal mask and bands",
         "",
         f"{result.gpus:,} x {result.gpu} on {nodes}; {_gigabytes(result.usable_memory_bytes)} of each can be filled",
+        _STAGE_WORDS,
+        "Checkpointing keeps only each block's input and computes the rest again. Micro-batch: sequences at once on a GPU.",
+        "",
         "  ZeRO  checkpointing  largest micro-batch   memory per GPU",
     ]
     for fit in result.layouts:
@@ -964,29 +1048,37 @@ def plan_lines(result: Plan) -> list[str]:
             f"{'*' if same else ' '} {fit.layout.zero_stage:4}  {_yes(fit.layout.activation_checkpointing):13}  "
             f"{fit.max_micro_batch or 'does not fit':>19}  {_gigabytes(fit.memory_bytes):>15}"
         )
-    offload = "" if layout.offload == "none" else f", offload {layout.offload}"
+    offload = "" if layout.offload == "none" else f", {layout.offload} kept in the machine's memory"
+    steps = "" if result.accumulation_steps is None else f" x {result.accumulation_steps} accumulated"
     lines += [
         "",
-        f"* ZeRO stage {layout.zero_stage}, activation checkpointing {_yes(layout.activation_checkpointing)}{offload}, "
-        f"micro-batch {layout.micro_batch}"
-        + ("" if result.accumulation_steps is None else f" x {result.accumulation_steps} accumulated"),
+        f"* chosen: ZeRO stage {layout.zero_stage}, checkpointing {_yes(layout.activation_checkpointing)}{offload}, "
+        f"micro-batch {layout.micro_batch}{steps}" + _batch_words(result),
     ]
     for part, count in result.memory_by_part_bytes.items():
-        lines.append(f"  {part:14}{_gigabytes(count):>12}")
+        lines.append(f"  {part:14}{_gigabytes(count):>12}  {_PART_WORDS[part]}".rstrip())
     lines.append(f"  {'in all':14}{_gigabytes(result.memory_per_gpu_bytes):>12}")
     if result.host_memory_per_node_bytes:
         lines.append(f"  and {_gigabytes(result.host_memory_per_node_bytes)} of the memory of each machine")
     if result.min_gpus is not None:
-        lines.append(f"  fits from {result.min_gpus:,} of these GPUs, at micro-batch 1")
-    cost = "" if result.cost is None else f", {result.cost:,.0f} dollars"
+        lines.append(f"  this layout fits from {result.min_gpus:,} of these GPUs, at micro-batch 1")
+    cost = ""
+    if result.cost is not None:
+        cost = f", {_rounded(result.cost)} dollars at {result.price_per_gpu_hour:g} an hour a GPU"
     lines += [
         "",
-        f"{result.days:,.2f} days at {result.mfu:.0%} of the peak, {result.energy_kwh:,.0f} kWh (GPUs at rated power){cost}",
+        f"{_duration(result.days)} at {result.mfu:.0%} of the GPUs' peak (--mfu), {_rounded(result.energy_kwh)} kWh at "
+        f"their rated power{cost}",
         *(f"note: {note}" for note in result.notes),
         "",
+        "to run" + (", on each machine:" if result.nodes > 1 else ":"),
         result.command,
     ]
     return lines
+
+
+def _batch_words(result: Plan) -> str:
+    return "" if result.batch_tokens is None else f" for a batch of {result.batch_tokens:,} tokens"
 
 
 def _yes(value: bool) -> str:

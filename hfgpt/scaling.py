@@ -7,17 +7,19 @@ C is the training compute of a run in FLOPs, a the loss that no compute removes.
 """
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .model import GPT3Config
-from .planner import flops_per_token
+from .planner import PlanOptions, count_parameters, flops_per_token, load_config, read_recipe
 
 
 MIN_RUNS = 4  # three numbers are fitted
+TOKENS_TOLERANCE = 0.01  # a run trains on whole steps: a little more than its recipe says
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Run:
         tokens: Trained on.
         flops: Training compute: dense-equivalent FLOPs a token times tokens.
         loss: Held-out loss, nats a token.
+        vocab_size: Words; losses a token of different vocabularies do not compare.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Run:
     tokens: int
     flops: float
     loss: float
+    vocab_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -84,10 +88,83 @@ def read_run(folder: str | Path) -> Run:
 
 def make_run(name: str, config: GPT3Config, sequence_length: int, tokens: int, loss: float) -> Run:
     """A point of the curve."""
-    from .planner import count_parameters
-
     flops = flops_per_token(config, sequence_length).dense * tokens
-    return Run(name, count_parameters(config), tokens, flops, loss)
+    return Run(name, count_parameters(config), tokens, flops, loss, config.vocab_size)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Finished runs, and the size that they are to predict.
+
+    Attributes:
+        runs: What is fitted.
+        target: The next size; its loss is that measured, or not a number. None where none is named.
+        vocab_size: That of the target's corpus; None where it is not known.
+        notes: What the figures do not say.
+    """
+
+    runs: list[Run]
+    target: Run | None
+    vocab_size: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+def read_ladder(folders: list[str], options: PlanOptions) -> Ladder:
+    """Finished runs from their folders, and the model or recipe of `options` as the next size.
+
+    The target's vocabulary is `options.vocab_size`, else that of the runs where they share one, unless the recipe's
+    `model_overrides` or the model's own config say another. Its tokens are `options.tokens`, else the recipe's, else
+    those of the runs where they are equal. Where the recipe's `output_dir` (or the model's folder) is a finished run of
+    that size, its loss is the measured one, and it is not fitted.
+
+    Raises:
+        ValueError: A folder is not that of a finished run, one is given twice, the target's tokens are not known, or an
+            option is wrong.
+    """
+    paths = [Path(folder).resolve() for folder in folders]
+    if len(set(paths)) < len(paths):
+        twice = next(folder for folder, path in zip(folders, paths) if paths.count(path) > 1)
+        raise ValueError(f"`--fit` names {twice} twice; each run counts once.")
+    recipe = read_recipe(options.recipe)
+    wanted = options.model or recipe.get("preset")
+    trained = None
+    if wanted is not None:
+        own = options.model if options.model and Path(options.model).is_dir() else recipe.get("output_dir")
+        trained = Path(own) if own is not None and (Path(own) / "all_results.json").exists() else None
+    fitted = [folder for folder, path in zip(folders, paths) if trained is None or path != trained.resolve()]
+    runs = [read_run(folder) for folder in fitted]
+    notes = []
+    if len(fitted) < len(folders):
+        notes.append(f"{trained} is what is predicted, so it is not among the runs that were fitted.")
+    words = {run.vocab_size for run in runs}
+    if len(words) > 1:
+        notes.append("The runs have different vocabularies: their losses a token do not compare.")
+    vocab_size = options.vocab_size or (words.pop() if len(words) == 1 else None)
+    if wanted is None:
+        return Ladder(runs, None, vocab_size, notes)
+
+    name, config = load_config(options.model, recipe, vocab_size)
+    length = options.sequence_length or recipe.get("sequence_length") or config.max_position_embeddings
+    tokens = options.tokens or recipe.get("train_tokens")
+    if tokens is None:
+        counts = {run.tokens for run in runs}
+        if len(counts) != 1:
+            raise ValueError(
+                f"On how many tokens is {name} to be trained? The runs had different numbers of them: give `--tokens`."
+            )
+        tokens = counts.pop()
+    target = make_run(options.recipe or name, config, length, tokens, math.nan)
+    if trained is not None:
+        done = read_run(trained)
+        near = abs(done.tokens / tokens - 1.0) <= TOKENS_TOLERANCE
+        if near and done.parameters == target.parameters:
+            target = done
+        else:
+            notes.append(
+                f"{trained} is a run of {done.parameters:,} parameters on {done.tokens:,} tokens, not of "
+                f"{target.parameters:,} on {tokens:,}: its loss is not compared."
+            )
+    return Ladder(runs, target, vocab_size, notes)
 
 
 def fit(runs: list[Run]) -> ScalingLaw:
@@ -149,6 +226,9 @@ def draw(path: str | Path, runs: list[Run], target: Run | None = None, predicted
         runs: Those that were fitted.
         target: The next size; its loss is that measured, or not a number.
         predicted: Its predicted loss.
+
+    Raises:
+        ValueError: A file of a kind that is not drawn, or that cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -166,21 +246,66 @@ def draw(path: str | Path, runs: list[Run], target: Run | None = None, predicted
     axes.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)", ylabel="held-out loss (nats per token)")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except OSError as error:
+        raise ValueError(f"Cannot write the plot {path}: {error.strerror}.") from None
 
 
 def report(runs: list[Run], target: Run | None) -> dict[str, Any]:
-    """The fit and the prediction as numbers."""
+    """The fit and the prediction as numbers; `predicted_range` is None where too few runs are left without one."""
     law = fit(runs)
     result: dict[str, Any] = {
         "law": {"a": law.a, "b": law.b, "k": law.k, "unit_flops": law.unit},
         "max_relative_error": law.max_relative_error,
-        "runs": [vars(run) for run in sorted(runs, key=lambda run: run.flops)],
+        "runs": [],
     }
+    for run in sorted(runs, key=lambda run: run.flops):
+        fitted = law.loss(run.flops)
+        result["runs"].append({**vars(run), "fitted_loss": fitted, "relative_error": fitted / run.loss - 1.0})
     if target is not None:
         value, (low, high) = predict(runs, target.flops)
-        result |= {"predicted_loss": value, "predicted_range": [low, high], "target_flops": target.flops}
+        result |= {
+            "target": target.name,
+            "target_parameters": target.parameters,
+            "target_tokens": target.tokens,
+            "target_flops": target.flops,
+            "predicted_loss": value,
+            "predicted_range": [low, high] if len(runs) > MIN_RUNS else None,
+        }
         if np.isfinite(target.loss):
             result |= {"measured_loss": target.loss, "prediction_error": value / target.loss - 1.0}
     return result
+
+
+def report_lines(fitted: dict[str, Any]) -> list[str]:
+    """A report for reading."""
+    law, runs = fitted["law"], fitted["runs"]
+    width = max(len("run"), *(len(run["name"]) for run in runs))
+    lines = [f"{'run':{width}}  {'parameters':>15}  {'tokens':>15}  {'FLOPs':>9}   loss  fitted   error"]
+    for run in runs:
+        lines.append(
+            f"{run['name']:{width}}  {run['parameters']:15,}  {run['tokens']:15,}  {run['flops']:9.3g}  {run['loss']:5.3f}  "
+            f"{run['fitted_loss']:6.3f}  {run['relative_error']:+6.1%}"
+        )
+    lines += [
+        "",
+        f"loss = {law['a']:.3f} + {law['b']:.3f} (C / {law['unit_flops']:.3g})^-{law['k']:.3f}: held-out nats a token "
+        "after C FLOPs of training (dense-equivalent)",
+    ]
+    if "predicted_loss" in fitted:
+        spread = fitted["predicted_range"]
+        words = f"no range: leaving out one run each needs {MIN_RUNS + 1} of them"
+        if spread is not None:
+            words = f"{spread[0]:.3f} to {spread[1]:.3f} by leaving out one run each"
+        lines.append(
+            f"{fitted['target']}: {fitted['target_parameters']:,} parameters on {fitted['target_tokens']:,} tokens, "
+            f"{fitted['target_flops']:.3g} FLOPs"
+        )
+        lines.append(f"predicted loss {fitted['predicted_loss']:.3f} ({words})")
+    if "measured_loss" in fitted:
+        lines.append(
+            f"measured loss {fitted['measured_loss']:.3f}: the prediction is off by {fitted['prediction_error']:+.1%}"
+        )
+    return lines

@@ -369,3 +369,11 @@ def test_slurm_job_that_ends_by_itself_is_not_repeated(slurm, field, status):
 
 def test_slurm_script_is_valid_shell():
     subprocess.run(["bash", "-n", str(ROOT / "recipes/slurm/pretrain.sbatch")], check=True)
+
+
+@pytest.mark.parametrize(
+    ("block", "name"), [("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")]
+)
+def test_what_finds_steps_that_are_not_finite_stays_on(block, name):
+    with pytest.raises(ValueError, match=rf"`{block}.{name}: false` in ds.json"):
+        check_deepspeed_config({block: {name: False}}, "ds.json")

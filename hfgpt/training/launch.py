@@ -111,6 +111,12 @@ def check_deepspeed_config(config: Mapping[str, Any], where: str) -> None:
     for name, model in models.items():
         if name in config:
             _check_model(config[name], model, f"`{name}` in {where}")
+    # A step that is not finite is found by them; without, stages 1 and 2 take it.
+    for block, name in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if config.get(block, {}).get(name) is False:
+            raise ValueError(
+                f"`{block}.{name}: false` in {where} would let steps that are not finite through: take it out."
+            )
 
 
 def read_deepspeed_config(path: str) -> dict[str, Any]:

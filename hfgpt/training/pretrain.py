@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, default_data_collator
 from transformers.utils import logging
 
@@ -100,7 +101,8 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     args.eval_on_start = args.eval_on_start and len(eval_dataset) > 0
 
     results = Path(args.output_dir) / RESULTS_FILE
-    if checkpoint is not None and steps_done >= args.max_steps and results.exists():
+    [finished] = broadcast_object_list([steps_done >= args.max_steps and results.exists()])
+    if checkpoint is not None and finished:
         logger.warning(f"{args.output_dir} is finished: {steps_done} steps are done. `train_tokens` would go on.")
         return json.loads(results.read_text(encoding="utf-8"))
     if checkpoint is not None:

@@ -244,6 +244,8 @@ def draw(path: str | Path, runs: list[Run], target: Run | None = None, predicted
         if np.isfinite(target.loss):
             axes.plot([target.flops], [target.loss], "x", markersize=8, label="measured")
     axes.set(xscale="log", yscale="log", xlabel="training compute (FLOPs)", ylabel="held-out loss (nats per token)")
+    axes.yaxis.set_major_formatter("{x:g}")  # losses span less than a power of ten
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     try:

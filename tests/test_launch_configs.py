@@ -375,5 +375,8 @@ def test_slurm_script_is_valid_shell():
     ("block", "name"), [("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")]
 )
 def test_what_finds_steps_that_are_not_finite_stays_on(block, name):
+    config = {"zero_optimization": {"stage": 1}, "bf16": {"enabled": True}}
+    check_deepspeed_config(config, "ds.json")
+    config[block][name] = False
     with pytest.raises(ValueError, match=rf"`{block}.{name}: false` in ds.json"):
-        check_deepspeed_config({block: {name: False}}, "ds.json")
+        check_deepspeed_config(config, "ds.json")

@@ -12,7 +12,8 @@ from helpers import ROOT
 
 from hfgpt.cli import make_parser
 from hfgpt.data.corpus import load_corpus_config
-from hfgpt.model import GPT3Config
+from hfgpt.model import PRESETS, GPT3Config
+from hfgpt.planner import PlanOptions, plan
 from hfgpt.training.arguments import (
     FinetuneConfig,
     FinetuningArguments,
@@ -21,6 +22,8 @@ from hfgpt.training.arguments import (
     parse_arguments,
 )
 from hfgpt.training.finetune import make_task
+from hfgpt.training.pretrain import batch_schedule
+from hfgpt.training.steps import Position
 
 
 RECIPES = ROOT / "recipes"
@@ -31,7 +34,7 @@ SCRIPTS = {
 
 
 def names(folder):
-    found = sorted(path.name for path in (RECIPES / folder).glob("*.yaml"))
+    found = sorted(path.relative_to(RECIPES / folder).as_posix() for path in (RECIPES / folder).rglob("*.yaml"))
     assert found
     return found
 
@@ -57,6 +60,33 @@ def test_pretraining_recipes_load(name, tmp_path):
     model = GPT3Config.from_preset(config.preset, **config.model_overrides)
     assert (config.sequence_length or 0) <= model.max_position_embeddings
     assert args.warmup_tokens < args.train_tokens
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_eight_recipes_carry_the_papers_numbers(preset, tmp_path):
+    config, args = parse_arguments(
+        *SCRIPTS["recipes/pretrain.py"],
+        argv=["--config", f"recipes/pretrain/{preset}.yaml", "--output_dir", str(tmp_path), "--use_cpu", "true"],
+    )
+    assert (config.preset, config.model_overrides, config.sequence_length) == (preset, {}, None)
+    assert (args.train_tokens, args.warmup_tokens, args.decay_tokens) == (300 * 10**9, 375 * 10**6, 260 * 10**9)
+    assert args.min_learning_rate_ratio == 0.1
+    size = PRESETS[preset]
+    assert (args.learning_rate, args.batch_size_tokens) == (size.learning_rate, size.batch_size_tokens)
+    assert (args.batch_ramp_start_tokens, args.batch_ramp_tokens) == (32_000, size.batch_ramp_tokens)
+    assert 4 * 10**9 <= args.batch_ramp_tokens <= 12 * 10**9
+    assert (args.adam_beta1, args.adam_beta2, args.adam_epsilon) == (0.9, 0.95, 1e-8)
+    assert (args.weight_decay, args.max_grad_norm) == (0.1, 1.0)
+    schedule = batch_schedule(args, Position(sequence_length=2048))
+    assert schedule.sequences(0) * 2048 == pytest.approx(32_000, rel=0.03)
+    assert schedule.full_sequences * 2048 == pytest.approx(size.batch_size_tokens, rel=0.02)
+
+
+def test_what_the_175b_recipe_says_of_gpus_is_what_the_planner_says():
+    text = (RECIPES / "pretrain" / "gpt3-175b.yaml").read_text(encoding="utf-8")
+    gpus, days, fewest = (int(re.search(rf"(\d+) {words}", text)[1]) for words in ("H100s", "days", "are the fewest"))
+    planned = plan(PlanOptions(recipe=str(RECIPES / "pretrain" / "gpt3-175b.yaml"), gpus=gpus, gpu="h100-80"))
+    assert (planned.min_gpus, round(planned.days)) == (fewest, days)
 
 
 @pytest.mark.parametrize("name", names("finetune"))

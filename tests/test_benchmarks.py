@@ -68,6 +68,14 @@ def test_reading_is_timed_beside_a_training_step(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
+def test_a_step_is_timed_beside_a_bare_loop(tmp_path):
+    printed, (record,) = run_any("training_overhead", tmp_path, *SIZES, "--steps", "2")
+    assert len(record["rows"]) == 3
+    for row in record["rows"]:
+        assert row["time_ratio"] and row["cpu_time_ratio"]
+        assert f"| {row['name']} |" in printed
+
+
 def test_tokens_of_a_corpus_are_timed_beside_plain_tokenization(tmp_path):
     printed, (record,) = run_any("corpus", tmp_path, "--max-bytes", "100000")
     ours, *others = record["rows"]

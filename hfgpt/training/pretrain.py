@@ -223,6 +223,8 @@ def starting_position(
         position = dataclasses.replace(
             position, sequence_length=sequence_length, sequences_seen=seen, sequences_skipped=-seen, order=order
         )
+        if "sequence_length" in changed:
+            position.batch_increment = 0  # counted in sequences
     return position
 
 

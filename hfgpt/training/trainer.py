@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from ..data.packing import IGNORE_INDEX, HeldOutDataset
 from ..model import GPT3Config
-from ..planner import FlopsPerToken, flops_per_token
+from ..planner import flops_per_token
 from ..tasks.base import ChoiceTask, choice_scores, classification_metrics
 from .arguments import PretrainingArguments
 from .callbacks import StragglerCallback, TerminalCallback, ThroughputCallback, set_up_reporters
@@ -69,7 +69,9 @@ class PretrainingTrainer(SavingTrainer):
         self._steps: Iterator[tuple[int, int]] = iter(())
         self._grad_norm: Any = None
         self._loss_sum, self._loss_steps = 0.0, 0
-        self.throughput = ThroughputCallback(self, self._flops_per_token())
+        config = self._unwrapped().config
+        self._flops = flops_per_token(config, schedule.sequence_length) if isinstance(config, GPT3Config) else None
+        self.throughput = ThroughputCallback(self, self._flops)
         self.stragglers = StragglerCallback()
         self.add_callback(self.throughput)
         self.remove_callback(PrinterCallback if self.args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
@@ -87,9 +89,9 @@ class PretrainingTrainer(SavingTrainer):
         """Tokens at which the run ends."""
         return self.args.train_tokens
 
-    def _flops_per_token(self) -> FlopsPerToken | None:
-        config = self._unwrapped().config
-        return flops_per_token(config, self.schedule.sequence_length) if isinstance(config, GPT3Config) else None
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Dense-equivalent FLOPs of a step's rows here. Trainer's own goes through all weights in every step."""
+        return int(inputs["input_ids"].numel() * self._flops.dense) if self._flops else 0
 
     # Data and schedule
 
@@ -114,8 +116,13 @@ class PretrainingTrainer(SavingTrainer):
     def _read_from(self, position: Position) -> None:
         """Begin to read at a position: at the start of a run, and after a rollback."""
         self.position = position
+        args, groups = self.args, self.optimizer.param_groups
+        now = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        for group in groups:  # as the recipe says now, not as the checkpoint did
+            group.update({name: value for name, value in now.items() if name in group})
+        groups[0]["weight_decay"] = args.weight_decay  # Trainer's first group; the other does not decay
         self._loss_sum, self._loss_steps = position.loss_sum, position.loss_steps
-        seen, remaining = position.sequences_seen, self.args.max_steps - self.state.global_step
+        seen, remaining = position.sequences_seen, args.max_steps - self.state.global_step
         self._steps = self.schedule.steps(seen)
         self._batches = self.get_train_dataloader().batches(islice(self.schedule.steps(seen), remaining))
 
@@ -148,11 +155,12 @@ class PretrainingTrainer(SavingTrainer):
 
     def _set_learning_rate(self) -> None:
         # Not left to `lr_scheduler.step()`: Trainer passes over it where a step was skipped.
-        factor = self._learning_rate_factor()
-        rates = [base * factor for base in self.lr_scheduler.base_lrs]
-        for group, rate in zip(self.optimizer.param_groups, rates):
+        # From the arguments, not from `base_lrs`: these come from the checkpoint where the recipe has changed.
+        assert self.args.learning_rate is not None  # `pretrain` takes the preset's
+        rate = self.args.learning_rate * self._learning_rate_factor()
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.lr_scheduler._last_lr = rates
+        self.lr_scheduler._last_lr = [rate for _ in self.optimizer.param_groups]
 
     # A step
 

@@ -203,6 +203,7 @@ class PretrainingArguments(CommonArguments):
         },
     )
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer; the paper's is Adam."})
+    project: str = field(default="hfgpt", metadata={"help": "Project that trackio files the run under."})
     max_nonfinite_steps: int = field(
         default=10,
         metadata={

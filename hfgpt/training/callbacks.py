@@ -47,6 +47,7 @@ logger = logging.get_logger(__name__)
 SAMPLES_FILE = "samples.jsonl"
 TENSORBOARD_FOLDER = "runs"
 STRAGGLER_THRESHOLD = 1.2
+NOTICEABLE_SECONDS = 0.01  # of a micro-batch; below, a process is late by chance
 REPORTER_PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",)}
 
 
@@ -302,7 +303,8 @@ class StragglerCallback(_AddsToLogs):
         if len(rows) > 1 and all(value > 0 for value in seconds):
             slowest = max(range(len(seconds)), key=lambda rank: seconds[rank])
             metrics["straggler_ratio"] = round(seconds[slowest] / statistics.median(seconds), 3)
-            self._warn(slowest, metrics["straggler_ratio"])
+            if seconds[slowest] - statistics.median(seconds) > NOTICEABLE_SECONDS:
+                self._warn(slowest, metrics["straggler_ratio"])
         return metrics
 
     def _warn(self, slowest: int, ratio: float) -> None:
@@ -355,16 +357,15 @@ class SampleCallback(TrainerCallback):
         """Check the prompts.
 
         Raises:
-            ValueError: A prompt and its continuation go past the model's positions.
+            ValueError: A prompt leaves no position for a continuation.
         """
         self._last_step = None
         limit = getattr(kwargs["model"].config, "max_position_embeddings", None)
         for prompt in self.prompts:
             length = self._ids(prompt).shape[1]
-            if limit is not None and length + self.max_new_tokens > limit:
+            if limit is not None and length >= limit:
                 raise ValueError(
-                    f"The sample prompt {prompt[:40]!r} has {length} tokens, and with `max_new_tokens` "
-                    f"({self.max_new_tokens}) goes past the model's {limit} positions: shorten one of them."
+                    f"The sample prompt {prompt[:40]!r} has {length} tokens, and the model {limit} positions: shorten it."
                 )
 
     def on_evaluate(
@@ -405,6 +406,7 @@ class SampleCallback(TrainerCallback):
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         device = next(model.parameters()).device
+        limit = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
         was_training = model.training
         model.eval()
         texts = []
@@ -416,11 +418,11 @@ class SampleCallback(TrainerCallback):
                     output = model.generate(
                         input_ids=ids,
                         attention_mask=torch.ones_like(ids),
-                        max_new_tokens=self.max_new_tokens,
+                        max_new_tokens=min(self.max_new_tokens, limit - ids.shape[1]),
                         pad_token_id=pad,
                         **self.options,
                     )
-                    texts.append(self.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True))
+                    texts.append(self.tokenizer.decode(output[0, ids.shape[1] :]))
         finally:
             model.train(was_training)
         return texts

@@ -189,6 +189,14 @@ def rotate(output_dir: str | Path, keep_last: int | None, keep_every_steps: int 
     return deleted
 
 
+def make_readable(folder: Path) -> None:
+    """Give files of weights the permissions that the process gives new files; safetensors gives them to their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~mask)
+
+
 def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, Fingerprint]:
     """What each tensor is known by."""
 

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
 from transformers import AutoTokenizer, default_data_collator
 from transformers.utils import logging
 
@@ -15,7 +18,7 @@ from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
 from .callbacks import LossCurveCallback, SampleCallback, peak_host_memory_bytes, require_reporters
-from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, why_incomplete
+from .checkpoints import checkpoint_step, hash_file, latest_complete_checkpoint, list_checkpoints, why_incomplete
 from .interruption import INTERRUPTED_FILE, Interrupted
 from .launch import tensor_parallel_size
 from .schedule import BatchSchedule
@@ -28,6 +31,13 @@ logger = logging.get_logger(__name__)
 
 LOSS_CURVE_FILE = "loss_curve.png"
 RESULTS_FILE = "all_results.json"  # Trainer's name
+LOCK_FILE = ".lock"
+LOCK_SECONDS = 15  # those that a killed run's loader workers may need to end
+# What makes the weights of one model another's.
+ARCHITECTURE = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "intermediate_size",
+    "max_position_embeddings", "layer_types", "sliding_window", "hidden_act", "layer_norm_eps", "tie_word_embeddings",
+)  # fmt: skip
 ENDLESS = sys.maxsize  # the schedule ends a run, not its data
 
 
@@ -47,6 +57,11 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     """
     require_reporters(args.report_to)
     args.run_name = args.run_name or Path(args.output_dir).name
+    with only_run_in(Path(args.output_dir), args.process_index == 0):
+        return _pretrain(config, args)
+
+
+def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, Any]:
     metadata = read_metadata(config.corpus)
     tokenizer = AutoTokenizer.from_pretrained(Path(config.corpus) / TOKENIZER_FOLDER)
     model_config = make_model_config(config, metadata, tokenizer)
@@ -98,7 +113,7 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         raise ValueError(
             f"{config.corpus} has no held-out text: raise its `holdout_fraction` or set `eval_strategy: no`."
         )
-    args.eval_on_start = args.eval_on_start and len(eval_dataset) > 0
+    args.eval_on_start = args.eval_on_start and args.eval_strategy != "no" and len(eval_dataset) > 0
 
     results = Path(args.output_dir) / RESULTS_FILE
     [finished] = broadcast_object_list([steps_done >= args.max_steps and results.exists()])
@@ -106,8 +121,15 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
         logger.warning(f"{args.output_dir} is finished: {steps_done} steps are done. `train_tokens` would go on.")
         return json.loads(results.read_text(encoding="utf-8"))
     if checkpoint is not None:
-        logger.warning(f"Resuming from {checkpoint}: {position.tokens_seen:,} tokens are done.")
+        if args.process_index == 0:
+            logger.warning(f"Resuming from {checkpoint}: {position.tokens_seen:,} tokens are done.")
+        check_architecture(checkpoint, model_config)
         args.eval_on_start = False
+    if args.train_tokens <= args.warmup_tokens and args.process_index == 0:
+        logger.warning(
+            f"The run ends at {args.train_tokens:,} tokens, within its warm-up (`warmup_tokens`, {args.warmup_tokens:,}): "
+            "the learning rate never reaches its peak. The paper's warm-up is an eighth of a percent of the run."
+        )
     mixture = train_dataset.mixture
     if mixture is not None and args.process_index == 0:
         logger.warning(mixture_table(mixture.report(args.train_tokens // sequence_length, sequence_length)))
@@ -128,6 +150,11 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
     if config.sample_prompts:
         trainer.add_callback(
             SampleCallback(tokenizer, config.sample_prompts, max_new_tokens=config.sample_tokens, log=trainer.log)
+        )
+    if checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*")) and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            f"{checkpoint} is of a run with FSDP, from which only FSDP resumes, on any number of processes: launch with "
+            "recipes/accelerate/fsdp2.yaml."
         )
     _forget_interruption(args)
     metrics = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
@@ -191,6 +218,7 @@ def data_order(config: PretrainConfig, args: PretrainingArguments, metadata: dic
         "seed": args.seed if args.data_seed is None else args.data_seed,
         "weights": config.mixture_weights if config.mixture_weights is not None else metadata.get("weights"),
         "tokens": sizes or split["tokens"],
+        "tokenizer": hash_file(Path(config.corpus) / TOKENIZER_FOLDER / "tokenizer.json"),
     }
 
 
@@ -209,6 +237,11 @@ def starting_position(
     if position is None:
         raise ValueError(f"{checkpoint} does not say how much of the data it has seen ({POSITION_FILE} is missing).")
     changed = [name for name, value in order.items() if position.order.get(name) != value]
+    if "tokenizer" in changed:
+        raise ValueError(
+            f"{checkpoint} was trained with another tokenizer than the corpus': its words are not these. Use a corpus "
+            "prepared with the tokenizer of before, or another `output_dir`."
+        )
     if position.sequence_length != sequence_length:
         changed.append("sequence_length")
     if changed and not args.ignore_data_skip:
@@ -226,6 +259,49 @@ def starting_position(
         if "sequence_length" in changed:
             position.batch_increment = 0  # counted in sequences
     return position
+
+
+def check_architecture(checkpoint: Path, config: GPT3Config) -> None:
+    """Refuse to put a checkpoint's weights into another model, also where they would fit.
+
+    Raises:
+        ValueError: A field of the architecture differs.
+    """
+    saved = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    now = config.to_dict()
+    changed = [name for name in ARCHITECTURE if name in saved and saved[name] != now[name]]
+    if changed:
+        was = ", ".join(f"`{name}` was {saved[name]} and is {now[name]}" for name in changed)
+        raise ValueError(
+            f"{checkpoint} is of another model: {was}. Restore `preset` and `model_overrides`, or give another "
+            "`output_dir`."
+        )
+
+
+@contextmanager
+def only_run_in(output_dir: Path, is_first_process: bool) -> Iterator[None]:
+    """Hold a run's folder: two runs in one would write each other's checkpoints.
+
+    Raises:
+        ValueError: Another run holds it, or it cannot be written.
+    """
+    lock, problem = None, None
+    if is_first_process:
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(output_dir / LOCK_FILE)
+            lock.acquire(timeout=LOCK_SECONDS)
+        except OSError as error:  # a time-out is one, too
+            words = "another run is writing to it" if isinstance(error, Timeout) else error.strerror or str(error)
+            problem = f"`output_dir` {output_dir} cannot be used: {words}. Give another, or end that run first."
+    try:
+        [problem] = broadcast_object_list([problem])
+        if problem is not None:
+            raise ValueError(problem)
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def batch_schedule(args: PretrainingArguments, position: Position) -> BatchSchedule:

@@ -1,4 +1,4 @@
-"""Several training processes on a machine without accelerators: everything that only they need, in one place.
+"""Several training processes on a machine without accelerators: what only they need, in one place; and a clean log.
 
 Launchers, accelerate and DeepSpeed take several processes for several GPUs. With what is here the same files of
 recipes/accelerate run on processors as well, over gloo, for tests and for trying a launch out.
@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,6 +48,12 @@ def prepare_cpu_processes(args: Any) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     elif fsdp:
         _let_accelerate_shard_on_cpu()
+
+
+def quiet_deepspeed() -> None:
+    """DeepSpeed calls collectives by names that newer PyTorch has others for, which is said at every call."""
+    message = r"`torch\.distributed\.\w+` is deprecated"
+    warnings.filterwarnings("ignore", message=message, category=FutureWarning)
 
 
 def _let_accelerate_shard_on_cpu() -> None:

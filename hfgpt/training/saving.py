@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from . import checkpoints
 from .checkpoints import INCOMPLETE_PREFIX, Fingerprint
+from .processes import quiet_deepspeed
 
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,11 @@ class SavingTrainer(Trainer):
 
     _root: Path | None = None
     _problems: list[str] = []
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if self.is_deepspeed_enabled:
+            quiet_deepspeed()
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._root is None else str(self._root)
@@ -142,9 +148,16 @@ class SavingTrainer(Trainer):
             super()._save(output_dir, state_dict)
             if self.args.should_save and expected:
                 folder = Path(output_dir or self.args.output_dir)
+                checkpoints.make_readable(folder)
                 problem = checkpoints.weights_problem(folder, expected, checkpoints.tied_names(self._unwrapped()))
                 if problem is not None:
                     self._problems.append(problem)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied weight is not in the file, and is not missing.
+        tied = checkpoints.tied_names(self._unwrapped())
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
 
     def _unwrapped(self) -> Any:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)

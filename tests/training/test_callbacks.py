@@ -158,10 +158,17 @@ def test_a_sample_leaves_the_mode_of_the_model_and_the_random_state(tmp_path, tr
 
 
 def test_a_sample_past_the_positions_is_refused_before_training(tmp_path):
-    trainer = make_trainer(tmp_path, [SampleCallback(make_tokenizer(), ["short", "long " * 10], 32)])
-    with pytest.raises(ValueError, match=r"'long long.*has 50 tokens.*`max_new_tokens` \(32\).*64 positions"):
+    trainer = make_trainer(tmp_path, [SampleCallback(make_tokenizer(), ["short", "long " * 13], 32)])
+    with pytest.raises(ValueError, match=r"'long long.*has 65 tokens, and the model 64 positions"):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_a_sample_ends_with_the_positions(tmp_path):
+    trainer = make_trainer(tmp_path, [SampleCallback(make_tokenizer(), ["long " * 12], 32, min_new_tokens=4)])
+    trainer.train()
+    (row, *_) = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert row["continuation"]
 
 
 def test_two_processes(tmp_path):

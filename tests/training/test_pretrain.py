@@ -15,7 +15,7 @@ from hfgpt.config import from_mapping
 from hfgpt.data.corpus import CorpusConfig, prepare
 from hfgpt.data.packing import HeldOutDataset
 from hfgpt.training.arguments import PretrainConfig, PretrainingArguments, parse_arguments
-from hfgpt.training.pretrain import pretrain
+from hfgpt.training.pretrain import only_run_in, pretrain
 from hfgpt.training.schedule import learning_rate_factor
 
 
@@ -148,3 +148,39 @@ def test_without_held_out_text_evaluation_must_be_turned_off(reviews_file, tmp_p
     metrics = pretrain(*arguments(tmp_path / "corpus", tmp_path / "out", eval_strategy="no", **fields))
     assert metrics["train_tokens"] == 2 * 4 * 32
     assert "eval_loss" not in metrics
+
+
+def test_a_checkpoint_of_another_model_is_refused(pretrained, corpus, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "all_results.json"))
+    overrides = json.dumps({**TINY_MODEL, "num_attention_heads": 4, "sliding_window": 8})
+    with pytest.raises(ValueError, match=r"`num_attention_heads` was 2 and is 4.*`sliding_window` was 16 and is 8"):
+        pretrain(*arguments(corpus, tmp_path / "run", model_overrides=overrides))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("hfgpt.training.pretrain.LOCK_SECONDS", 0.1)
+    with (
+        only_run_in(tmp_path, is_first_process=True),
+        pytest.raises(ValueError, match="another run is writing to it"),
+    ):
+        pretrain(*arguments(corpus, tmp_path))
+
+
+def test_a_folder_that_cannot_be_made_is_named(corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"`output_dir` .*file/run cannot be used"):
+        pretrain(*arguments(corpus, tmp_path / "file" / "run"))
+
+
+def test_a_run_within_its_warm_up_is_told(corpus, tmp_path, caplog):
+    pretrain(*arguments(corpus, tmp_path, train_tokens=2 * 4 * 32, warmup_tokens=400, save_strategy="no"))
+    assert "within its warm-up (`warmup_tokens`, 400)" in caplog.text
+
+
+def test_another_tokenizer_is_refused_whatever_is_skipped(pretrained, corpus, tmp_path):
+    shutil.copytree(pretrained, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "all_results.json"))
+    other = shutil.copytree(corpus, tmp_path / "corpus")
+    file = other / "tokenizer" / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        pretrain(*arguments(other, tmp_path / "run", ignore_data_skip="true"))

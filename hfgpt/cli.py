@@ -5,6 +5,7 @@ Exit status: 0 done, 1 an unexpected failure, 2 bad input (with one message that
 
 import argparse
 import json
+import math
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict, fields, replace
@@ -153,10 +154,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="tokens of a sequence (default: the recipe's, or the model's max_position_embeddings)",
     )
     plan.add_argument(
-        "--tokens", type=int, metavar="N", help="tokens to train on (default: the recipe's, or 300 billion)"
+        "--tokens", type=_whole_number, metavar="N", help="tokens to train on (default: the recipe's, or 300 billion)"
     )
     plan.add_argument(
-        "--batch-tokens", type=int, metavar="N", help="tokens of a full batch (default: the recipe's, or table 2.1's)"
+        "--batch-tokens",
+        type=_whole_number,
+        metavar="N",
+        help="tokens of a full batch (default: the recipe's, or table 2.1's)",
     )
     plan.add_argument(
         "--vocab-size", type=int, metavar="N", help="words of the corpus (default: the preset's, or the fitted runs')"
@@ -298,6 +302,21 @@ def _convert(arguments: argparse.Namespace) -> None:
     )
     for note in done.notes:
         print(f"note: {note}")
+
+
+def _whole_number(text: str) -> int:
+    """An integer, also as "3e11"."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"must be a whole number, such as 300000000000 or 3e11, got {text!r}")
+    return int(value)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ from .model.presets import PRESETS, Preset
 
 PAPER_TRAIN_TOKENS = 300_000_000_000
 PAPER_FIRST_BATCH_TOKENS = 32_000  # appendix B: where the batch begins to grow
+BATCH_INCREMENT_TOKENS = 32_768  # `batch_increment_tokens` of the shipped recipes: 16 sequences
 
 OFFLOADS = ("none", "optimizer", "optimizer+params")
 
@@ -81,12 +82,14 @@ GPUS: dict[str, GPU] = {
     "l4-24": _gpu(24, 121.0, 72, 0.6, "L4"),
     "a10g-24": _gpu(24, 70.0, 300, 1.0, "A10G"),
     "a10-24": _gpu(24, 125.0, 150, 0.8, "A10"),
-    "v100-32": _gpu(32, 125.0, 300, 0.6, "V100"),  # float16: it has no bfloat16
+    "v100-32": _gpu(32, 125.0, 300, 0.6, "V100"),
     "rtx5090-32": _gpu(32, 209.5, 575, None, "RTX 5090"),
     "rtx4090-24": _gpu(24, 165.2, 450, 0.4, "RTX 4090"),
     "rtx3090-24": _gpu(24, 71.0, 350, 0.2, "RTX 3090"),
     "mi300x-192": _gpu(192, 1307.4, 750, 3.0, "MI300X"),
 }
+
+WITHOUT_BF16 = ("v100-32",)  # their operations are float16's
 
 
 def peak_flops(device_name: str) -> float | None:
@@ -190,7 +193,7 @@ class Layout:
         activation_checkpointing: Keep only each block's input, and compute the rest again.
         micro_batch: Sequences of one forward pass on one process.
         sequence_length: Tokens in each.
-        bf16: Else float32 throughout.
+        bf16: Or fp16, which takes as much; else float32 throughout.
         accumulates: More than one micro-batch makes a step, so that gradients wait while activations grow.
         attn_implementation: As in the model's config.
         device_type: "cpu" computes the softmax of the loss in blocks of a few rows.
@@ -546,7 +549,8 @@ class PlanOptions:
         gpus, nodes: In all; `gpus` must be given. Default of `nodes`: as many as there are at 8 GPUs each.
         gpu: A key of `GPUS`.
         vocab_size: Words of the corpus; as in training the recipe's `model_overrides` win, and a folder has its own.
-        batch_tokens: Tokens of a full batch. Default: the recipe's; without one the preset's in table 2.1.
+        batch_tokens: Tokens of a full batch. Default: the recipe's; without one the preset's in table 2.1. What is
+            planned for is the whole multiple of the recipe's `batch_increment_tokens` nearest to it, as in training.
         mfu: Share of the GPUs' peak that the dense-equivalent model FLOPs reach.
         price_per_gpu_hour: In dollars. Default: the GPU's rough one.
     """
@@ -646,9 +650,11 @@ _RECIPE_FIELDS: dict[str, Any] = {
     "batch_size_tokens": int,
     "batch_ramp_start_tokens": int,
     "batch_ramp_tokens": int,
+    "batch_increment_tokens": int,
     "activation_checkpointing": bool,
     "gradient_checkpointing": bool,
     "bf16": bool,
+    "fp16": bool,
     "attn_implementation": str,
 }
 
@@ -682,6 +688,9 @@ def plan(options: PlanOptions) -> Plan:
         )
     if not 0.0 < options.mfu <= 1.0:
         raise ValueError(f"`--mfu` must be above 0 and at most 1, got {options.mfu}.")
+    price = gpu.price_per_hour if options.price_per_gpu_hour is None else options.price_per_gpu_hour
+    if price is not None and not 0.0 <= price < math.inf:
+        raise ValueError(f"`--price-per-gpu-hour` must be at least 0 dollars, got {price}.")
     length = _first(options.sequence_length, recipe.get("sequence_length"), config.max_position_embeddings)
     tokens = _first(options.tokens, recipe.get("train_tokens"), PAPER_TRAIN_TOKENS)
     # A recipe takes nothing from table 2.1 by itself.
@@ -698,6 +707,11 @@ def plan(options: PlanOptions) -> Plan:
     ):
         if value is not None and value < 1:
             raise ValueError(f"{label} must be at least 1, got {value}.")
+    if options.batch_tokens is not None and options.batch_tokens < length:
+        raise ValueError(
+            f"`--batch-tokens` must be at least one sequence, {length} tokens (`--sequence-length`), "
+            f"got {options.batch_tokens}."
+        )
 
     checkpointing = options.activation_checkpointing
     if checkpointing is None:
@@ -709,10 +723,13 @@ def plan(options: PlanOptions) -> Plan:
         zero_stage=3 if options.zero_stage is None else options.zero_stage,
         offload=options.offload,
         sequence_length=length,
-        bf16=recipe.get("bf16") is not False,
+        bf16=recipe.get("bf16") is not False or recipe.get("fp16", False),
         attn_implementation=recipe.get("attn_implementation", "sdpa"),
     )
-    sequences = None if batch_tokens is None else max(batch_tokens // length, 1)
+    sequences, increment = None, None
+    if batch_tokens is not None:
+        increment = _batch_increment(recipe, preset, length)
+        sequences = _nearest_multiple(batch_tokens / length, increment or 1)
     layouts = [_fit(config, layout, gpu) for layout in _candidates(base)]
     wanted = [
         fit
@@ -723,6 +740,9 @@ def plan(options: PlanOptions) -> Plan:
     fitting = [fit for fit in wanted if fit.max_micro_batch >= (asked_micro_batch or 1)]
     if not fitting:
         raise ValueError(_refusal(config, name, options, gpu, base, layouts, wanted, asked_micro_batch or 1))
+    if options.offload != "none" and asked_micro_batch is None:
+        # What is offloaded is moved for each micro-batch: one sequence at a time is slower than to recompute.
+        fitting = [fit for fit in fitting if fit.max_micro_batch > 1] or fitting
     chosen = _preferred(fitting)
     micro_batch, steps = asked_micro_batch or chosen.max_micro_batch, None
     if sequences is not None:
@@ -730,14 +750,16 @@ def plan(options: PlanOptions) -> Plan:
         if asked_micro_batch is None:
             # As many passes as the largest micro-batch takes, all about the same size.
             micro_batch = -(-rows // -(-rows // chosen.max_micro_batch))
-        steps = -(-rows // micro_batch)
+        if increment is None:  # the default of `batch_increment_tokens`
+            increment = micro_batch * base.data_parallel
+            sequences = _nearest_multiple(sequences, increment)
+        steps = -(-sequences // (micro_batch * base.data_parallel))
     elif options.recipe is not None:  # as Trainer makes it of them
         steps = recipe.get("gradient_accumulation_steps", 1)
         batch_tokens = micro_batch * steps * base.data_parallel * length
     layout = replace(chosen.layout, micro_batch=micro_batch, accumulates=steps is None or steps > 1)
 
     hours = tokens * flops.dense / (gpus * gpu.peak_flops_bf16 * options.mfu) / 3600
-    price = gpu.price_per_hour if options.price_per_gpu_hour is None else options.price_per_gpu_hour
     smallest = smallest_data_parallel(config, replace(chosen.layout, micro_batch=1), gpu)
     return Plan(
         model=name,
@@ -756,7 +778,7 @@ def plan(options: PlanOptions) -> Plan:
         host_memory_per_node_bytes=host_memory_bytes(config, layout) * (gpus // nodes),
         max_micro_batch=chosen.max_micro_batch,
         accumulation_steps=steps,
-        batch_tokens=batch_tokens,
+        batch_tokens=batch_tokens if sequences is None else sequences * length,
         layouts=layouts,
         min_gpus=None if smallest is None else smallest * options.tensor_parallel,
         mfu=options.mfu,
@@ -765,13 +787,34 @@ def plan(options: PlanOptions) -> Plan:
         price_per_gpu_hour=price,
         cost=None if price is None else gpus * hours * price,
         command=_command(options, recipe, name, layout, nodes, tokens),
-        notes=[*_batch_notes(recipe, preset, layout, sequences, hours / 24 / tokens), *_notes(options, layout)],
+        notes=[
+            *_batch_notes(recipe, preset, layout, sequences, increment or 1, gpus // nodes, hours / 24 / tokens),
+            *_notes(options, layout),
+        ],
     )
 
 
 def _first(*values: Any) -> Any:
     """The first that is given."""
     return next((value for value in values if value is not None), None)
+
+
+def _batch_increment(recipe: dict[str, Any], preset: Preset | None, length: int) -> int | None:
+    """Sequences of which the batch is a whole multiple; None where it is a micro-batch on every process."""
+    tokens = recipe.get("batch_increment_tokens")
+    if tokens is None:
+        return max(BATCH_INCREMENT_TOKENS // length, 1) if preset else None
+    if tokens < 1 or tokens % length:
+        raise ValueError(
+            f"`batch_increment_tokens` ({tokens}) of the recipe must be a multiple of the sequence length, {length} "
+            "(`--sequence-length`)."
+        )
+    return tokens // length
+
+
+def _nearest_multiple(value: float, unit: int) -> int:
+    """The whole multiple of `unit` nearest to `value`, halves up; at least one."""
+    return max(math.floor(value / unit + 0.5), 1) * unit
 
 
 def _preferred(fitting: list[LayoutFit]) -> LayoutFit:
@@ -935,11 +978,21 @@ def _command(options: PlanOptions, recipe: dict[str, Any], name: str, layout: La
         words.append(f"--sequence_length {layout.sequence_length}")
     if options.tokens:
         words.append(f"--train_tokens {tokens}")
+    if options.batch_tokens:
+        words.append(f"--batch_size_tokens {options.batch_tokens}")
+    if options.gpu in WITHOUT_BF16 and layout.bf16:
+        words.append("--fp16 true --bf16 false")
     return " ".join(words)
 
 
 def _batch_notes(
-    recipe: dict[str, Any], preset: Preset | None, layout: Layout, sequences: int | None, days_per_token: float
+    recipe: dict[str, Any],
+    preset: Preset | None,
+    layout: Layout,
+    sequences: int | None,
+    increment: int,
+    gpus_per_node: int,
+    days_per_token: float,
 ) -> list[str]:
     """Where the batch, counted in sequences, leaves processes without work; the days do not include that."""
     if sequences is None:
@@ -956,10 +1009,11 @@ def _batch_notes(
     elif idle >= 0.05:
         notes.append(
             f"A full batch of {sequences:,} sequences is not a multiple of {processes:,} processes: {idle:.0%} of them "
-            f"wait for others, beyond what --mfu says. {-(-sequences // rows):,} processes are as fast."
+            f"wait for others, beyond what --mfu says.{_even_gpus(layout, sequences, gpus_per_node)}"
         )
     ramp = recipe.get("batch_ramp_tokens", preset.batch_ramp_tokens if preset else 0)
-    first = max(round(recipe.get("batch_ramp_start_tokens", PAPER_FIRST_BATCH_TOKENS) / layout.sequence_length), 1)
+    first_tokens = recipe.get("batch_ramp_start_tokens", PAPER_FIRST_BATCH_TOKENS)
+    first = _nearest_multiple(first_tokens / layout.sequence_length, increment)
     if ramp > 0 and processes > first and sequences > first:
         # A batch of s sequences, which grows linearly with tokens, keeps s of the processes busy.
         last = min(processes, sequences)
@@ -972,6 +1026,18 @@ def _batch_notes(
     return notes
 
 
+def _even_gpus(layout: Layout, sequences: int, gpus_per_node: int) -> str:
+    """Advice: GPUs on whole nodes over which a full batch is even, the next fewer and the next more."""
+    tensor_parallel, processes = layout.tensor_parallel, layout.data_parallel
+    even = [n for n in range(1, sequences + 1) if sequences % n == 0 and n * tensor_parallel % gpus_per_node == 0]
+    fewer = max((n for n in even if n < processes), default=None)
+    more = min((n for n in even if n > processes), default=None)
+    if fewer is not None and sequences // fewer == -(-sequences // processes):
+        return f" {fewer * tensor_parallel:,} GPUs are as fast."
+    counts = [f"{n * tensor_parallel:,}" for n in (fewer, more) if n is not None]
+    return f" On {' or '.join(counts)} GPUs it is even." if counts else ""
+
+
 def _notes(options: PlanOptions, layout: Layout) -> list[str]:
     """What else the figures do not say."""
     notes = []
@@ -979,6 +1045,12 @@ def _notes(options: PlanOptions, layout: Layout) -> list[str]:
         notes.append(
             "Activation checkpointing computes the forward pass twice, a third more work, which the FLOPs above leave "
             "out: expect an --mfu about a quarter lower than without."
+        )
+    if layout.offload != "none":
+        notes.append(
+            f"Offloading ({layout.offload}) is slower than --mfu {options.mfu:g} assumes: what is kept in the machine's "
+            "memory is moved to the GPU and back, and the optimizer's step is made on the processor. Measure a few steps "
+            "and give what they reach."
         )
     if layout.offload == "optimizer":
         notes.append(
@@ -989,8 +1061,8 @@ def _notes(options: PlanOptions, layout: Layout) -> list[str]:
         notes.append(
             "Under tensor parallelism all logits are in memory: the loss in chunks needs the whole output layer."
         )
-    if options.gpu == "v100-32" and layout.bf16:
-        notes.append("A V100 has no bfloat16: train with fp16, which takes about the same memory.")
+    if options.gpu in WITHOUT_BF16 and layout.bf16:
+        notes.append(f"{options.gpu} has no bfloat16: the command trains in fp16, which takes about the same memory.")
     if not layout.bf16:
         notes.append("The recipe trains in float32, at which a GPU is several times slower than the peak used here.")
     return notes

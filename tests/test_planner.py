@@ -25,6 +25,7 @@ from hfgpt.planner import (
     smallest_data_parallel,
     usable_bytes,
 )
+from hfgpt.training.schedule import BatchSchedule
 
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "max_position_embeddings": 128}
@@ -249,7 +250,8 @@ def test_the_paper_s_largest_model_on_1024_gpus(capsys):
     assert result["cost"] == pytest.approx(days * 24 * 1024 * 2.0)
     assert len(result["layouts"]) == 8 and result["max_micro_batch"] >= 1
     assert "recipes/accelerate/zero3.yaml --num_machines 128 --num_processes 1024" in result["command"]
-    assert any("1,562 sequences" in note for note in result["notes"])
+    assert any("1,568 sequences" in note and note.endswith(" 784 GPUs are as fast.") for note in result["notes"])
+    assert result["batch_tokens"] == 1568 * 2048
 
 
 @pytest.mark.parametrize(
@@ -280,7 +282,7 @@ def test_the_corpus_vocabulary_counts_unless_the_recipe_says_another(tmp_path):
 
 
 def test_processes_beyond_the_batch_are_noted():
-    assert any("486 of the 2,048" in note for note in plan(PlanOptions("gpt3-175b", gpus=2048)).notes)
+    assert any("480 of the 2,048" in note for note in plan(PlanOptions("gpt3-175b", gpus=2048)).notes)
 
 
 @pytest.mark.parametrize("gpus", [256, 1024])
@@ -289,16 +291,16 @@ def test_the_days_that_the_ramp_adds_are_noted(gpus):
     note = next(note for note in result.notes if "begins at 16 sequences" in note)
     # By summing over the ramp: a batch of s sequences keeps s processes busy.
     parts = 10_000
-    batches = [16 + (1562 - 16) * (part + 0.5) / parts for part in range(parts)]
+    batches = [16 + (1568 - 16) * (part + 0.5) / parts for part in range(parts)]
     beyond = sum(max(gpus / batch - 1, 0) for batch in batches) / parts * 12e9 / 300e9 * result.days
     assert float(note.split("about ")[1].split()[0]) == pytest.approx(beyond, abs=0.01)
 
 
 def test_micro_batches_of_one_step_are_even():
     result = plan(PlanOptions("gpt3-125m", gpus=1, gpu="rtx4090-24", zero_stage=0, activation_checkpointing=True))
-    steps = math.ceil(244 / result.max_micro_batch)  # a batch of 0.5M tokens is 244 sequences
+    steps = math.ceil(240 / result.max_micro_batch)  # a batch of 0.5M tokens is 15 x 16 sequences
     assert result.accumulation_steps == steps > 1
-    assert result.layout.micro_batch == math.ceil(244 / steps) < result.max_micro_batch
+    assert result.layout.micro_batch == math.ceil(240 / steps) < result.max_micro_batch
 
 
 def test_what_cannot_fit_is_refused_with_what_would(capsys):
@@ -348,6 +350,10 @@ def test_a_refusal_names_the_option_that_helps(capsys, words, would):
         (["gpt3-125m", "--offload", "optimizer+params", "--zero-stage", "1", "--gpus", "8"], "`zero_stage` 3"),
         (["gpt3-125m", "--recipe", "nowhere.yaml"], "nowhere.yaml"),
         (["gpt3-125m", "--micro-batch", "0", "--gpus", "8"], "--micro-batch"),
+        (["gpt3-125m", "--price-per-gpu-hour", "-1", "--gpus", "8"], "`--price-per-gpu-hour` must be at least 0"),
+        (["gpt3-125m", "--price-per-gpu-hour", "nan", "--gpus", "8"], "`--price-per-gpu-hour` must be at least 0"),
+        (["gpt3-125m", "--batch-tokens", "2047", "--gpus", "8"], "at least one sequence, 2048 tokens"),
+        (["gpt3-125m", "--sequence-length", "1000", "--gpus", "8"], "multiple of the sequence length, 1000"),
     ],
 )
 def test_wrong_options_are_one_message(capsys, words, message):
@@ -415,6 +421,79 @@ def test_small_runs_are_not_rounded_to_nothing(capsys):
     assert "seconds at 40%" in out and " 0 kWh" not in out and " MB" in out
     assert "micro-batch 8 x 1 accumulated for a batch of 1,024 tokens" in out
     assert out.startswith(str(ROOT / "recipes/pretrain/ladder/next-6x128.yaml") + " (gpt3-125m): ")
+
+
+@pytest.mark.parametrize("tokens", ["1.5", "many", "inf", "nan"])
+def test_tokens_are_whole(capsys, tokens):
+    with pytest.raises(SystemExit):
+        main(["plan", "gpt3-125m", "--gpus", "8", "--tokens", tokens])
+    assert "must be a whole number, such as 300000000000 or 3e11" in capsys.readouterr().err
+
+
+def test_tokens_of_the_batch_and_of_the_run_are_in_the_command(capsys):
+    result = run_json(capsys, "gpt3-125m", "--gpus", "8", "--tokens", "3e11", "--batch-tokens", "1e6")
+    assert result["tokens"] == 300_000_000_000 and result["batch_tokens"] == 31 * 32_768
+    assert "--train_tokens 300000000000 --batch_size_tokens 1000000" in result["command"]
+    assert "--batch_size_tokens" not in run_json(capsys, "gpt3-125m", "--gpus", "8")["command"]
+
+
+def test_a_gpu_without_bf16_trains_in_fp16():
+    result = plan(PlanOptions("gpt3-125m", gpus=8, gpu="v100-32"))
+    assert result.command.endswith(" --fp16 true --bf16 false")
+    assert any("v100-32 has no bfloat16" in note for note in result.notes)
+    assert "fp16" not in plan(PlanOptions("gpt3-125m", gpus=8, gpu="a100-40")).command
+
+
+def test_fp16_in_a_recipe_is_not_float32(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"preset": "gpt3-125m", "fp16": True, "bf16": False}))
+    assert plan(PlanOptions(recipe=str(recipe), gpus=8)).layout.bf16
+
+
+@pytest.mark.parametrize(
+    ("increment", "full"),
+    [(1024, 100), (2048, 100), (7 * 1024, 98), (200 * 1024, 200), (201 * 1024, 201), (None, 96)],
+)
+def test_the_batch_is_that_of_training(tmp_path, increment, full):
+    """A batch of 100 sequences nominally; by default a multiple of 3 on each of 8 processes."""
+    recipe = tmp_path / "recipe.yaml"
+    fields = {"preset": "gpt3-125m", "sequence_length": 1024, "batch_size_tokens": 100 * 1024}
+    fields |= {"per_device_train_batch_size": 3, "batch_increment_tokens": increment}
+    recipe.write_text(json.dumps(fields))
+    result = plan(PlanOptions(recipe=str(recipe), gpus=8))
+    assert result.batch_tokens == full * 1024
+    assert result.accumulation_steps == math.ceil(full / 24)
+    if increment:
+        assert full == BatchSchedule(1024, increment // 1024, 100 * 1024).full_sequences
+
+
+@pytest.mark.parametrize(
+    ("gpus", "advice"),
+    [
+        (1024, " 784 GPUs are as fast."),
+        (208, " On 112 or 224 GPUs it is even."),
+        (600, " On 392 or 784 GPUs it is even."),
+        (784, None),
+    ],
+)
+def test_advice_divides_the_batch_on_whole_machines(gpus, advice):
+    notes = [note for note in plan(PlanOptions("gpt3-175b", gpus=gpus)).notes if "is not a multiple" in note]
+    assert [note.split("says.")[1] for note in notes] == ([] if advice is None else [advice])
+
+
+def test_offloading_is_slower_than_the_mfu_says():
+    result = plan(PlanOptions("gpt3-6.7b", gpus=8, offload="optimizer+params"))
+    assert any("Offloading (optimizer+params) is slower than --mfu 0.4" in note for note in result.notes)
+    assert not any("Offloading" in note for note in plan(PlanOptions("gpt3-6.7b", gpus=8)).notes)
+
+
+def test_offloading_does_not_take_one_sequence_at_a_time_where_more_fit():
+    options = {"model": "gpt3-6.7b", "gpus": 1, "gpu": "rtx4090-24", "offload": "optimizer+params"}
+    result = plan(PlanOptions(**options))
+    plain, checkpointed = result.layouts
+    assert plain.max_micro_batch == 1 < checkpointed.max_micro_batch
+    assert result.layout.activation_checkpointing
+    assert not plan(PlanOptions(**options, micro_batch=1)).layout.activation_checkpointing
 
 
 def test_tensor_parallelism_is_in_the_command():

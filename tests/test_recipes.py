@@ -89,6 +89,22 @@ def test_what_the_175b_recipe_says_of_gpus_is_what_the_planner_says():
     assert (planned.min_gpus, round(planned.days)) == (fewest, days)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_command_in_a_recipe_s_header_is_what_the_planner_says(preset):
+    """On 8 H100s of 80 GB, the largest on 784."""
+    path = RECIPES / "pretrain" / f"{preset}.yaml"
+    header = next(line for line in path.read_text(encoding="utf-8").splitlines() if "accelerate launch" in line)
+    written = shlex.split(header.replace("...", "").lstrip("# "))
+    gpus = 784 if preset == "gpt3-175b" else 8
+    planned = shlex.split(
+        plan(PlanOptions(recipe=f"recipes/pretrain/{preset}.yaml", gpus=gpus, gpu="h100-80")).command
+    )
+    options = {"--config_file", "--config", *(word for word in written if word.startswith("--num_"))}
+    for option in options:
+        assert written[written.index(option) + 1] == planned[planned.index(option) + 1]
+    assert ("--num_processes" in options) == (gpus != 8)  # the files of recipes/accelerate say 8
+
+
 @pytest.mark.parametrize("name", names("finetune"))
 def test_fine_tuning_recipes_load(name, tmp_path):
     config, _ = parse_arguments(

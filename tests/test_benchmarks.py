@@ -68,6 +68,7 @@ def test_reading_is_timed_beside_a_training_step(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_step_is_timed_beside_a_bare_loop(tmp_path):
     printed, (record,) = run_any("training_overhead", tmp_path, *SIZES, "--steps", "2")
     assert len(record["rows"]) == 3

@@ -353,7 +353,6 @@ def test_a_refusal_names_the_option_that_helps(capsys, words, would):
         (["gpt3-125m", "--price-per-gpu-hour", "-1", "--gpus", "8"], "`--price-per-gpu-hour` must be at least 0"),
         (["gpt3-125m", "--price-per-gpu-hour", "nan", "--gpus", "8"], "`--price-per-gpu-hour` must be at least 0"),
         (["gpt3-125m", "--batch-tokens", "2047", "--gpus", "8"], "at least one sequence, 2048 tokens"),
-        (["gpt3-125m", "--sequence-length", "1000", "--gpus", "8"], "multiple of the sequence length, 1000"),
     ],
 )
 def test_wrong_options_are_one_message(capsys, words, message):

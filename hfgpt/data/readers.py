@@ -725,7 +725,11 @@ def _warc_row(file: str, number: int, record: Any, source: SourceConfig, errors:
         errors.pass_over("not a page")
         return None
 
-    data = record.content_stream().read(MAX_PAGE_BYTES + 1)
+    try:
+        content = record.content_stream()
+    except AttributeError:  # warcio cannot use the decompressor of newer brotli packages
+        content = record.raw_stream
+    data = content.read(MAX_PAGE_BYTES + 1)
     if len(data) > MAX_PAGE_BYTES:
         errors.pass_over("too large")
         return None

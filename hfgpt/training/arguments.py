@@ -90,8 +90,8 @@ class CommonArguments(TrainingArguments):
         default=0.1, metadata={"help": "Weight decay of matrices, not of biases and LayerNorms; the paper's is 0.1."}
     )
     # Newer transformers' name, which older ones do not have yet.
-    activation_checkpointing: bool = field(
-        default=False,
+    activation_checkpointing: bool | None = field(
+        default=None,
         metadata={
             "help": "Keep only the inputs of blocks, and compute the rest again: less memory, a third more work."
         },
@@ -119,7 +119,8 @@ class CommonArguments(TrainingArguments):
             logging.disable_progress_bar()
         super().__post_init__()
         if "activation_checkpointing" not in {f.name for f in dataclasses.fields(TrainingArguments)}:
-            self.gradient_checkpointing = self.activation_checkpointing
+            asked = vars(self).get("gradient_checkpointing")
+            self.gradient_checkpointing = bool(self.activation_checkpointing or asked)
 
 
 @dataclass

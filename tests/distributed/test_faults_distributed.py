@@ -176,6 +176,7 @@ def launched(corpus, folder, *faults):
     return launch(*options, config="recipes/accelerate/cpu-ddp.yaml", check=False, **with_faults(*faults))
 
 
+@pytest.mark.slow
 def test_the_launcher_of_a_process_that_dies_ends_and_says_so(corpus, tmp_path, undisturbed):
     done = launched(corpus, tmp_path / "run", partial(at_steps, [6], partial(send, "SIGKILL"), [1]))
     assert done.returncode == 1
@@ -230,7 +231,12 @@ def needs(config, *marks):
 
 @pytest.fixture(
     scope="module",
-    params=[needs("zero1", pytest.mark.slow), needs("zero2", pytest.mark.slow), needs("zero3"), needs("fsdp2")],
+    params=[
+        needs("zero1", pytest.mark.slow),
+        needs("zero2", pytest.mark.slow),
+        needs("zero3"),
+        needs("fsdp2", pytest.mark.slow),
+    ],
 )
 def whole(request, corpus, tmp_path_factory):
     """The name of a config, and the folder of an undisturbed run."""

@@ -5,37 +5,39 @@ The same files are for GPUs; hfgpt/training/processes.py is what makes them run 
 
 import importlib.util
 import json
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import ROOT, pretrain_arguments, run
 from safetensors.torch import load_file
 
 
-WAYS = ["ddp", "fsdp2"]
-if importlib.util.find_spec("deepspeed") is not None:
-    WAYS += ["zero1", "zero2", "zero3", "zero3_offload"]
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="needs the package deepspeed"
+)
+# Those that other tests launch too are left to `make test-slow`.
+WAYS = [
+    pytest.param("ddp", marks=pytest.mark.slow),
+    "fsdp2",
+    pytest.param("zero1", marks=[needs_deepspeed, pytest.mark.slow]),
+    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow]),
+    pytest.param("zero3_offload", marks=needs_deepspeed),
+]
 TOLERANCE = 2e-4
 
 
-@pytest.fixture(scope="module")
-def folders(corpus, tmp_path_factory):
-    """Output folder of a run in each way; two at a time, as launchers mostly wait."""
-    root = tmp_path_factory.mktemp("launch")
-
-    def train(way):
-        folder = root / way
-        run(
-            "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{way}.yaml",
-            "--num_processes", "2", "--main_process_port", "0", "recipes/pretrain.py",
-            *pretrain_arguments(
-                corpus, folder, use_cpu="false", per_device_train_batch_size=2, save_strategy="no", eval_on_start="false"
-            ),
-        )  # fmt: skip
-        return folder
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(WAYS, pool.map(train, WAYS)))
+@pytest.fixture(scope="module", params=WAYS)
+def folder(request, corpus, tmp_path_factory):
+    """Output folder of a run launched in one of the ways."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run(
+        "-m", "accelerate.commands.launch", "--config_file", f"recipes/accelerate/{request.param}.yaml",
+        "--num_processes", "2", "--main_process_port", "0", "recipes/pretrain.py",
+        *pretrain_arguments(
+            corpus, folder, use_cpu="false", per_device_train_batch_size=2, save_strategy="no", eval_on_start="false"
+        ),
+    )  # fmt: skip
+    return folder
 
 
 def history(folder, name):
@@ -43,31 +45,20 @@ def history(folder, name):
     return {entry["step"]: entry[name] for entry in entries if name in entry}
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("zero3")])
-def test_two_processes_train_as_one(folders, pretrained, way):
-    assert history(folders[way], "loss") == pytest.approx(history(pretrained, "loss"), abs=TOLERANCE)
-    assert history(folders[way], "eval_loss")[12] == pytest.approx(history(pretrained, "eval_loss")[12], abs=TOLERANCE)
+def test_two_processes_train_as_one(folder, pretrained):
+    assert history(folder, "loss") == pytest.approx(history(pretrained, "loss"), abs=TOLERANCE)
+    assert history(folder, "eval_loss")[12] == pytest.approx(history(pretrained, "eval_loss")[12], abs=TOLERANCE)
 
 
-@pytest.mark.skipif("zero3" not in WAYS, reason="needs the package deepspeed")
-def test_zero3_learns_with_and_without_offload_alike(folders, pretrained):
-    """Its random weights are drawn in another order than those of one process, so the curves are near, not equal."""
-    losses = history(folders["zero3"], "loss")
-    assert history(folders["zero3_offload"], "loss") == pytest.approx(losses, abs=TOLERANCE)
-    assert losses == pytest.approx(history(pretrained, "loss"), abs=0.1)
-    assert losses[12] < losses[1] - 0.5
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_the_saved_model_is_whole(folders, pretrained, way):
+def test_the_saved_model_is_whole(folder, pretrained):
     from transformers import AutoModelForCausalLM
 
     import hfgpt  # noqa: F401
 
-    model, problems = AutoModelForCausalLM.from_pretrained(folders[way], output_loading_info=True)
+    model, problems = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(problems.values()), problems
     expected = load_file(pretrained / "model.safetensors")
-    found = load_file(folders[way] / "model.safetensors")
+    found = load_file(folder / "model.safetensors")
     assert {name: found[name].shape for name in expected} == {name: part.shape for name, part in expected.items()}
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -78,7 +69,7 @@ def test_every_accelerate_file_is_launched_by_a_test():
     assert files == {"cpu", "cpu-ddp", "ddp", "fsdp2", "zero1", "zero2", "zero3", "zero3_offload"}
 
 
-@pytest.mark.skipif("zero3" not in WAYS, reason="needs the package deepspeed")
+@needs_deepspeed
 def test_a_contradiction_is_told_before_anything_is_loaded(corpus, tmp_path):
     done = run(
         "-m", "accelerate.commands.launch", "--config_file", "recipes/accelerate/zero1.yaml", "--num_processes", "1",

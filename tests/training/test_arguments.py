@@ -114,3 +114,12 @@ def test_help_lists_the_fields(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert re.search(r"--corpus", out) and re.search(r"--warmup_tokens", out)
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing", "gradient_checkpointing"])
+def test_activations_are_recomputed_by_either_name(tmp_path, name):
+    argv = ["--output_dir", str(tmp_path), "--use_cpu", "true", f"--{name}", "true"]
+    (args,) = parse_arguments(PretrainingArguments, argv=argv)
+    assert getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing
+    (args,) = parse_arguments(PretrainingArguments, argv=argv[:-2])
+    assert not getattr(args, "activation_checkpointing", None) and not args.gradient_checkpointing

@@ -183,7 +183,13 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("corpus_name", "step", "fields"), CASES.values(), ids=CASES)
+SLOW = {"bfloat16 and dropout in a ramp", "recomputed activations"}
+
+
+@pytest.mark.parametrize(
+    ("corpus_name", "step", "fields"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()],
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_been(request, tmp_path, corpus_name, step, fields):
     corpus = request.getfixturevalue(f"{corpus_name}_corpus")
     whole = Run(corpus, tmp_path / "whole", **fields)

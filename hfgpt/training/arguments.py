@@ -93,7 +93,9 @@ class CommonArguments(TrainingArguments):
     activation_checkpointing: bool | None = field(
         default=None,
         metadata={
-            "help": "Keep only the inputs of blocks, and compute the rest again: less memory, a third more work."
+            "help": "Keep only the inputs of blocks, and compute the rest again: less memory, a third more work.",
+            "nargs": "?",
+            "const": True,
         },
     )
     ddp_find_unused_parameters: bool | None = field(

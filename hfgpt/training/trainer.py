@@ -26,6 +26,7 @@ from .arguments import PretrainingArguments
 from .callbacks import StragglerCallback, TerminalCallback, ThroughputCallback, set_up_reporters
 from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, remove
 from .interruption import StopAgreement
+from .launch import tensor_parallel_size
 from .saving import SavingTrainer
 from .schedule import BatchSchedule, learning_rate_factor
 from .steps import Position, StepLoader, StepRows
@@ -99,6 +100,10 @@ class PretrainingTrainer(SavingTrainer):
         """This process among those that have data of their own, and how many they are."""
         shared = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         return self.args.process_index // shared, self.args.world_size // shared
+
+    def get_tp_size(self) -> int:
+        """Processes that hold one model together. Trainer's own misses DeepSpeed's where `accelerate launch` has set it."""
+        return max(super().get_tp_size(), tensor_parallel_size(self.args))
 
     def get_train_dataloader(self) -> Any:
         """The rows of each step for this process."""
@@ -281,11 +286,13 @@ class PretrainingTrainer(SavingTrainer):
 
     def _is_split_otherwise(self, checkpoint: str | Path) -> bool:
         """Whether ZeRO has split a checkpoint over other processes than these, or it has and this run does not."""
+        if self.get_tp_size() > 1:
+            return False  # DeepSpeed resumes it as it was, or says that it cannot
         layout = saved_layout(checkpoint)
         if not self.is_deepspeed_enabled:
             return layout is not None
         zero = self.accelerator.state.deepspeed_plugin.zero_stage
-        return self.get_tp_size() == 1 and layout != ZeroLayout(self.args.world_size, zero)
+        return layout != ZeroLayout(self.args.world_size, zero)
 
     def _load_split_otherwise(self, checkpoint: str | Path) -> None:
         if self.is_deepspeed_enabled:

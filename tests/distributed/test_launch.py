@@ -5,6 +5,7 @@ The same files are for GPUs; hfgpt/training/processes.py is what makes them run 
 
 import importlib.util
 import json
+import shutil
 
 import pytest
 from helpers import ROOT, pretrain_arguments, run
@@ -61,6 +62,28 @@ def test_the_saved_model_is_whole(folder, pretrained):
     found = load_file(folder / "model.safetensors")
     assert {name: found[name].shape for name in expected} == {name: part.shape for name, part in expected.items()}
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@needs_deepspeed
+@pytest.mark.slow
+def test_two_processes_that_share_each_matrix_train_as_one_and_resume(corpus, pretrained, tmp_path):
+    config = json.loads((ROOT / "ds_configs" / "zero1.json").read_text())
+    config["tensor_parallel"] = {"autotp_size": 2}
+    config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    where = (ROOT / "recipes" / "accelerate" / "zero1.yaml").read_text()
+    (tmp_path / "tp.yaml").write_text(where.replace("ds_configs/zero1.json", str(tmp_path / "ds.json")))
+    command = [
+        "-m", "accelerate.commands.launch", "--config_file", tmp_path / "tp.yaml", "--num_processes", "2",
+        "--main_process_port", "0", "recipes/pretrain.py", *pretrain_arguments(corpus, tmp_path / "run", use_cpu="false"),
+    ]  # fmt: skip
+    run(*command)
+    losses = history(tmp_path / "run", "loss")
+    assert losses == pytest.approx(history(pretrained, "loss"), abs=TOLERANCE)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-12")
+    (tmp_path / "run" / "all_results.json").unlink()
+    assert "Resuming from" in run(*command).stderr
+    assert history(tmp_path / "run", "loss") == losses
 
 
 def test_every_accelerate_file_is_launched_by_a_test():

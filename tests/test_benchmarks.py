@@ -77,6 +77,7 @@ def test_a_step_is_timed_beside_a_bare_loop(tmp_path):
         assert f"| {row['name']} |" in printed
 
 
+@pytest.mark.slow
 def test_tokens_of_a_corpus_are_timed_beside_plain_tokenization(tmp_path):
     printed, (record,) = run_any("corpus", tmp_path, "--max-bytes", "100000")
     ours, *others = record["rows"]
@@ -90,6 +91,7 @@ def test_tokens_of_a_corpus_are_timed_beside_plain_tokenization(tmp_path):
     assert 0.9 * encoded < blocks <= encoded
 
 
+@pytest.mark.slow
 def test_preparing_is_measured_by_memory_and_by_stage(tmp_path):
     small = ["--vocab", "300", "--folder", str(tmp_path)]
     if sys.platform == "linux":

@@ -22,15 +22,14 @@ from ..config import coerce, read_yaml, unknown_key
 from ..data.readers import SourceConfig
 from ..model import GPT3Config
 from ..model.presets import PRESETS
+from ..planner import PAPER_FIRST_BATCH_TOKENS, PAPER_TRAIN_TOKENS
 from .launch import check_launch
 from .processes import prepare_cpu_processes
 
 
 # The paper's, in tokens (appendix B).
-PAPER_TRAIN_TOKENS = 300_000_000_000
 PAPER_WARMUP_TOKENS = 375_000_000
 PAPER_DECAY_TOKENS = 260_000_000_000
-PAPER_BATCH_START_TOKENS = 32_000
 
 # Fields of TrainingArguments that pretraining would not honour, or not safely.
 UNSUPPORTED = {
@@ -192,7 +191,7 @@ class PretrainingArguments(CommonArguments):
         },
     )
     batch_ramp_start_tokens: int = field(
-        default=PAPER_BATCH_START_TOKENS, metadata={"help": "Tokens of the first steps, where the batch grows."}
+        default=PAPER_FIRST_BATCH_TOKENS, metadata={"help": "Tokens of the first steps, where the batch grows."}
     )
     batch_ramp_tokens: int = field(
         default=0,

@@ -73,12 +73,6 @@ def saved_layout(checkpoint: str | Path) -> ZeroLayout | None:
     return ZeroCheckpoint(checkpoint).layout
 
 
-def saved_world_size(checkpoint: str | Path) -> int | None:
-    """Number of processes that wrote a checkpoint of ZeRO; None where it is none."""
-    layout = saved_layout(checkpoint)
-    return None if layout is None else layout.world_size
-
-
 class ZeroCheckpoint:
     """A ZeRO checkpoint (stages 1, 2 and 3), one parameter at a time.
 
@@ -680,5 +674,4 @@ __all__ = [
     "load_resized",
     "load_unpartitioned",
     "saved_layout",
-    "saved_world_size",
 ]

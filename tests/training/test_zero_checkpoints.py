@@ -25,7 +25,6 @@ from hfgpt.training.zero import (
     consolidate,
     load_unpartitioned,
     saved_layout,
-    saved_world_size,
 )
 
 
@@ -94,10 +93,10 @@ def test_resumed_state_is_the_saved_one(results, case, phase):
 def test_layout_is_read_from_the_shards(folder, case, stage):
     checkpoint = folder / case.replace(" ", "_") / "first"
     assert saved_layout(checkpoint) == ZeroLayout(world_size=2, stage=stage)
-    assert saved_world_size(checkpoint) == 2
+    assert saved_layout(checkpoint).world_size == 2
     assert saved_layout(next(checkpoint.glob("global_step*"))) == saved_layout(checkpoint)
     assert saved_layout(checkpoint.parent / "start") is None
-    assert saved_world_size("no/such/folder") is None
+    assert saved_layout("no/such/folder") is None
 
 
 @pytest.mark.parametrize(

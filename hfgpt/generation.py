@@ -1,16 +1,15 @@
 """Load a model folder, an adapter folder or a Hub name, and continue a prompt."""
 
-import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TextStreamer, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TextStreamer, set_seed
+
+from .training.adapters import ADAPTER_CONFIG_FILE, MODEL_CLASSES, TASK_TYPES, load_adapter
 
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 DEFAULT_NEW_TOKENS = 64
 
 
@@ -26,12 +25,16 @@ class _CallbackStreamer(TextStreamer):
             self._write(text)
 
 
-def load(model_name_or_path: str | Path, device: str | None = None) -> tuple[Any, PreTrainedTokenizerBase]:
-    """A causal language model, ready to generate, and its tokenizer.
+def load(
+    model_name_or_path: str | Path, device: str | None = None, head: str = "lm", dtype: str = "auto"
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """A model, ready to be asked, and its tokenizer.
 
     Args:
-        model_name_or_path: Folder or Hub name of a model, or of a LoRA adapter; an adapter brings its base model.
+        model_name_or_path: Folder or Hub name of a model, or of an adapter; an adapter brings its base model and its head.
         device: Where to put it. Default: an accelerator, if there is one.
+        head: "lm" to write, "classification" or "span".
+        dtype: "float32", "bfloat16", "float16", or "auto": as stored.
 
     Raises:
         ValueError: There is no such model, or an adapter's base model cannot be found.
@@ -40,38 +43,21 @@ def load(model_name_or_path: str | Path, device: str | None = None) -> tuple[Any
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
         if (path / ADAPTER_CONFIG_FILE).is_file():
-            model = _load_adapter(path)
+            model = load_adapter(path, dtype)
         else:
             # A Hub adapter is recognised by transformers itself, which loads its base first.
-            model = AutoModelForCausalLM.from_pretrained(model_name_or_path, dtype="auto")
+            model = MODEL_CLASSES[TASK_TYPES[head]].from_pretrained(model_name_or_path, dtype=dtype)
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, OSError) and not path.is_dir():
             raise ValueError(
                 f"No model {str(model_name_or_path)!r}: no such folder, and the Hub has none or is not reachable."
             ) from None
         raise ValueError(f"Cannot load a model from {model_name_or_path}: {error}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     if device is None:
         device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
-
-
-def _load_adapter(folder: Path) -> Any:
-    from peft import PeftModel
-
-    base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    # Folders that were moved together are still side by side.
-    sibling = folder.resolve().parent / Path(base).name
-    if not Path(base).is_dir() and sibling.is_dir():
-        base = str(sibling)
-    elif Path(base).is_absolute() and not Path(base).is_dir():
-        raise ValueError(
-            f"The adapter {folder} needs its base model {base}, which is not there: put it beside the adapter, or "
-            f"change `base_model_name_or_path` in {folder / ADAPTER_CONFIG_FILE}."
-        )
-    with warnings.catch_warnings():
-        # peft asks transformers by a name that is going away.
-        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
-        return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), folder)
 
 
 def generate(

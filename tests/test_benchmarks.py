@@ -69,6 +69,13 @@ def test_reading_is_timed_beside_a_training_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_adapters_are_measured_beside_all_weights(tmp_path):
+    printed, (record,) = run_any("adapters", tmp_path, *SIZES, "--length", "32", "--batch", "1")
+    assert [row["name"] for row in record["rows"]] == ["all weights", "LoRA", "DoRA"]
+    assert all("error" not in row and f"| {row['name']} |" in printed for row in record["rows"])
+
+
+@pytest.mark.slow
 def test_a_step_is_timed_beside_a_bare_loop(tmp_path):
     printed, (record,) = run_any("training_overhead", tmp_path, *SIZES, "--steps", "2")
     assert len(record["rows"]) == 3

@@ -2,7 +2,7 @@ import io
 import json
 
 import pytest
-from helpers import ROOT, run, write_jsonl
+from helpers import ROOT, make_reviews, run, write_jsonl
 
 from hfgpt.cli import main
 
@@ -107,6 +107,142 @@ def test_generate_refuses_what_cannot_be(pretrained, capsys, words, message):
     words = [str(pretrained) if word == "MODEL" else word for word in words]
     assert main(["generate", *words, "--device", "cpu"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_convert_merges_an_adapter(pretrained, tmp_path, capsys):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(pretrained), LoraConfig(task_type="CAUSAL_LM"))
+    words = ["convert", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--merge"]
+    model.save_pretrained(tmp_path / "adapter")
+    assert main(words) == 2
+    assert "is empty: all its `lora_B`" in capsys.readouterr().err
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    model.save_pretrained(tmp_path / "adapter")
+    assert main([*words, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["target_class"] == "GPT3ForCausalLM" and done["output"] == str(tmp_path / "merged")
+    ids = torch.arange(10).view(1, 10)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert torch.allclose(merged(ids).logits, model.eval()(ids).logits, atol=1e-4)
+    assert main(["generate", str(tmp_path / "merged"), "The", "--max-new-tokens", "2", "--device", "cpu"]) == 0
+    capsys.readouterr()
+    # Banded layers: merged, and then refused as a GPT-2.
+    assert main([*words[:2], str(tmp_path / "gpt2"), "--merge", "--to", "gpt2"]) == 2
+    assert "banded attention" in capsys.readouterr().err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["adapter", "merged"]
+
+
+def test_convert_needs_a_type_or_an_adapter_to_merge(pretrained, tmp_path, capsys):
+    assert main(["convert", str(pretrained), str(tmp_path / "out")]) == 2
+    assert "--to" in capsys.readouterr().err
+    assert main(["convert", str(pretrained), str(tmp_path / "out"), "--merge"]) == 2
+    assert "is no adapter" in capsys.readouterr().err
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """The reviews that `pretrained` has read, with a label of each."""
+    rows = [
+        {"review": row["text"], "verdict": row["verdict"], "stars": n % 5} for n, row in enumerate(make_reviews(20, 3))
+    ]
+    return write_jsonl(tmp_path / "labelled.jsonl", rows)
+
+
+def evaluate_words(pretrained, data, *more):
+    names = ["--fields", "text=review,label=verdict", "--label-map", "fresh=positive,rotten=negative"]
+    return ["evaluate", str(pretrained), "--tasks", "sentiment", "--data", str(data), *names, "--device", "cpu", *more]
+
+
+def test_evaluate_prints_json_and_nothing_else(pretrained, labelled, tmp_path, capsys):
+    with open(labelled, "a") as file:
+        file.write('{"review": "Fine.", "verdict": "none"}\n')
+    words = [
+        "--json",
+        "--shots",
+        "0,1",
+        "--train",
+        str(labelled),
+        "--output",
+        str(tmp_path / "out"),
+        "--resamples",
+        "20",
+    ]
+    assert main(evaluate_words(pretrained, labelled, *words)) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert [(one["task"], one["language"], one["shots"], one["rows"]) for one in found["results"]] == [
+        ("sentiment", "en", 0, 20),
+        ("sentiment", "en", 1, 20),
+    ]
+    assert found["results"][0]["bad_rows"] == 1
+    assert "labelled.jsonl:21: Label 'none'" in captured.err
+    assert set(found["results"][0]["metrics"]["accuracy"]) == {"value", "low", "high"}
+    assert len((tmp_path / "out" / "predictions" / "sentiment-1shot.jsonl").read_text().splitlines()) == 20
+
+
+def test_evaluate_prints_a_table(pretrained, labelled, capsys):
+    words = ["--where", '{"stars": [1, 4]}', "--max-rows", "6", "--perplexity", str(labelled.with_suffix(".txt"))]
+    labelled.with_suffix(".txt").write_text("The film was dull.")
+    assert main(evaluate_words(pretrained, labelled, *words)) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("task") and " accuracy " in captured.out and "majority" in captured.out
+    assert "labelled.txt: perplexity" in captured.out and "rows passed over (`where`)" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Name the MODEL"),
+        (["MODEL"], "Nothing to evaluate"),
+        (["MODEL", "--tasks", "sentiment"], "--data FILE"),
+        (["MODEL", "--tasks", "hellaswag"], "--data hellaswag=FILE"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--where", "stars"], "`--where` is not JSON"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--where", "[1]"], "must be a mapping"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--fields", "text"], "`--fields` takes pairs"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--labels", "16"], "--curve RECIPE"),
+        (["MODEL", "--curve", "recipe.yaml"], "leave out MODEL"),
+        (["--curve", "recipe.yaml", "--shots", "1"], "leave out --shots"),
+        (["--curve", "recipes/finetune/imdb-sentiment-full.yaml", "--labels", "few"], "`--labels` takes numbers"),
+    ],
+)
+def test_evaluate_refuses_what_cannot_be(pretrained, capsys, words, message):
+    words = [str(pretrained) if word == "MODEL" else word for word in words]
+    assert main(["evaluate", *words]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "hfgpt evaluate: error: " in err
+
+
+def test_a_curve_is_the_recipes_with_the_numbers_given(tmp_path, capsys, monkeypatch):
+    asked = {}
+
+    def curve(config, args, label_counts, seeds, output):
+        asked.update(model=config.model_name_or_path, labels=label_counts, seeds=seeds, output=str(output))
+        point = {"labels": 16, "mean": 0.5, "low": 0.4, "high": 0.6, "values": [0.4, 0.6]}
+        points = [{"start": start, **point} for start in ("pretrained", "random")]
+        return {
+            "task": "sentiment",
+            "metric": "accuracy",
+            "test_rows": 20,
+            "baselines": {"majority": 0.5},
+            "points": points,
+            "differences": [point],
+        }
+
+    monkeypatch.setattr("hfgpt.evaluation.curve.curve", curve)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"model_name_or_path: there\noutput_dir: {tmp_path}/out\ntrain_path: x.jsonl\ntest_path: y.jsonl\n"
+    )
+    assert main(["evaluate", "--curve", str(recipe), "--labels", "16", "--seeds", "2"]) == 0
+    assert asked == {"model": "there", "labels": [16], "seeds": 2, "output": f"{tmp_path}/out-curve"}
+    out = capsys.readouterr().out
+    assert "16      50.0% (40.0% to 60.0%)" in out and "curve.png" in out
 
 
 def test_the_command_is_installed():

@@ -21,7 +21,7 @@ from hfgpt.training.arguments import (
     PretrainingArguments,
     parse_arguments,
 )
-from hfgpt.training.finetune import make_task
+from hfgpt.training.finetune import check, make_task
 from hfgpt.training.pretrain import batch_schedule
 from hfgpt.training.steps import Position
 
@@ -107,13 +107,14 @@ def test_the_command_in_a_recipe_s_header_is_what_the_planner_says(preset):
 
 @pytest.mark.parametrize("name", names("finetune"))
 def test_fine_tuning_recipes_load(name, tmp_path):
-    config, _ = parse_arguments(
+    config, args = parse_arguments(
         *SCRIPTS["recipes/finetune.py"],
         argv=["--config", f"recipes/finetune/{name}", "--output_dir", str(tmp_path), "--use_cpu", "true"],
     )
     task = make_task(config)
-    assert set(config.label_map.values()) <= set(task.labels)
-    config.source("train"), config.source("test")
+    check(config, args, task)
+    for part in ("train", "test", *(["validation"] if config.has_validation else [])):
+        config.source(part, task)
 
 
 def test_the_demos_recipes_fit_together():

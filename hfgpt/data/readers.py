@@ -1,7 +1,7 @@
-"""Rows out of text, JSONL, CSV, Parquet and HTML files, WARC archives, Wikipedia dumps, or a Hub dataset.
+"""Rows out of text, JSONL, CSV, Parquet and HTML files, WARC archives, Wikipedia dumps, gettext catalogs, or the Hub.
 
-A path is anything fsspec opens: `data/*.jsonl.gz`, `s3://bucket/x.parquet`, or a file inside a zip,
-`zip://inside/file.csv::local.zip`. A row that cannot be read is counted with its file and line; it is never a stack trace.
+A path is anything fsspec opens: `data/*.jsonl.gz`, `s3://bucket/x.parquet`, or files inside a zip,
+`zip://inside/*.csv::local.zip`. A row that cannot be read is counted with its file and line; it is never a stack trace.
 What is left out on purpose is counted too, by reason.
 """
 
@@ -13,6 +13,7 @@ import io
 import json
 import lzma
 import re
+import struct
 import urllib.parse
 import zipfile
 import zlib
@@ -44,6 +45,7 @@ FORMATS = {
     ".warc": "warc",
     ".wet": "wet",
     ".xml": "wikipedia",
+    ".mo": "gettext",
 }
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd"}
 
@@ -94,10 +96,11 @@ class SourceConfig:
     dataset: str | None = field(default=None, metadata={"help": "Name of a Hub dataset, streamed by `datasets`."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     dataset_split: str = field(default="train", metadata={"help": "Split of the Hub dataset."})
-    format: Literal["text", "jsonl", "csv", "parquet", "html", "warc", "wet", "wikipedia"] | None = field(
+    format: Literal["text", "jsonl", "csv", "parquet", "html", "warc", "wet", "wikipedia", "gettext"] | None = field(
         default=None,
         metadata={
-            "help": "File format. Default: by the file's ending. html: a file is a page; wikipedia: an XML dump."
+            "help": "File format. Default: by the file's ending. html: a file is a page; wikipedia: an XML dump; gettext: "
+            "a message catalog (.mo), with the fields source, target, context, and text, both on a line each."
         },
     )
     extract: Literal["auto", "html", "wikitext", "none"] = field(
@@ -327,6 +330,8 @@ def numbered_rows(source: SourceConfig, errors: RowErrors) -> Iterator[tuple[str
                 yield from _warc_rows(file, source, errors)
             elif kind == "wikipedia":
                 yield from _wikipedia_rows(file, source, errors)
+            elif kind == "gettext":
+                yield from _gettext_rows(file, errors)
             else:
                 # Undecodable bytes become lone surrogates, which `_why_malformed` finds and reports by line.
                 with (
@@ -397,8 +402,9 @@ def _sized(path: str) -> list[tuple[str, int | None]]:
 
 def _matches(path: str) -> list[tuple[str, int | None]] | None:
     """The files a glob names, in order, and their bytes; None where the path names one file."""
-    # `zip://inner::outer`: fsspec's own expansion loses the outer archive, so only plain paths are globbed.
-    if "::" in path or not any(char in path for char in "*?["):
+    # `zip://inner::outer`: fsspec's own expansion loses the outer archive, which is put back below.
+    inner, *outer = path.split("::")
+    if not any(char in inner for char in "*?["):
         return None
     filesystem, pattern = _filesystem(path)
     if filesystem.isfile(pattern):
@@ -410,7 +416,10 @@ def _matches(path: str) -> list[tuple[str, int | None]] | None:
     for name in files:
         _refuse_pipe(name, found[name])
     return [
-        (str(filesystem.unstrip_protocol(name)) if "://" in path else str(name), found[name].get("size"))
+        (
+            "::".join([str(filesystem.unstrip_protocol(name)) if "://" in inner else str(name), *outer]),
+            found[name].get("size"),
+        )
         for name in files
     ]
 
@@ -418,6 +427,11 @@ def _matches(path: str) -> list[tuple[str, int | None]] | None:
 def _filesystem(path: str) -> tuple[Any, str]:
     try:
         return fsspec.url_to_fs(path)
+    except FileNotFoundError:
+        # An archive is opened here.
+        raise ValueError(f"No such file: `path: {path}`.") from None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"Cannot read `path: {path}`: {error}") from None
     except (ImportError, ValueError) as error:
         # A protocol that nobody knows, or whose package is not installed.
         raise ValueError(f"Cannot read `path: {path}`: {error}") from None
@@ -445,7 +459,7 @@ def _format_of(file: str) -> str:
     if ending not in FORMATS:
         raise ValueError(
             f"Cannot tell the format of {file} by its ending {ending!r}: set `format` to text, jsonl, csv or parquet, or to "
-            "html, warc, wet or wikipedia."
+            "html, warc, wet, wikipedia or gettext."
         )
     return FORMATS[ending]
 
@@ -822,6 +836,59 @@ def _wikipedia_row(
         "date": revision[0].findtext("{*}timestamp"),
         MARKUP: "wikitext",
     }
+
+
+def _gettext_rows(file: str, errors: RowErrors) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The translated messages of a compiled catalog, by the number of the entry: `source`, `target`, `context`, and both
+    sides as `text`, which a corpus reads.
+
+    Each plural form is a row: the first of the singular, others of the plural. A language with one form has it for both.
+    The standard library's reader is not used: it drops the plural's source and fails as a whole at one bad entry.
+    """
+    with _open(file) as raw:
+        data = raw.read()
+    try:
+        pairs = list(_gettext_pairs(data))
+    except (struct.error, IndexError, ValueError) as error:
+        raise ValueError(f"`path: {file}` is damaged, or no compiled gettext catalog (.mo): {error}") from None
+    charset = "utf-8"
+    for number, (message, translation) in enumerate(pairs, start=1):
+        if not message:
+            declared = re.search(rb"charset=([\w.:-]+)", translation)
+            charset = (_browser_charset(declared[1].decode("ascii")) if declared else None) or charset
+            errors.pass_over("header")
+            continue
+        try:
+            text, forms = message.decode(charset), translation.decode(charset).split("\0")
+        except UnicodeDecodeError:
+            errors.add(file, number, f"not valid {charset}")
+            continue
+        context, _, text = text.rpartition("\4")
+        singular, _, plural = text.partition("\0")
+        sources = [singular, *[plural] * max(len(forms) - 1, 1)] if plural else [singular]
+        targets = forms * 2 if plural and len(forms) == 1 else forms
+        for one, target in zip(sources, targets):
+            if target.strip():
+                row = {"source": one, "target": target, "context": context, "text": f"{one}\n{target}"}
+                yield file, number, row
+            else:
+                errors.pass_over("not translated")
+
+
+def _gettext_pairs(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Messages and translations as bytes. Source: "The Format of GNU MO Files" in gettext's manual."""
+    order = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}.get(data[:4])
+    if order is None:
+        raise ValueError("it does not begin with the format's signature")
+    _, count, messages, translations = struct.unpack_from(f"{order}4I", data, 4)
+    for index in range(count):
+        pair = []
+        for table in (messages, translations):
+            length, start = struct.unpack_from(f"{order}2I", data, table + 8 * index)
+            if start + length > len(data):
+                raise ValueError(f"entry {index + 1} lies behind its end")
+            pair.append(data[start : start + length])
+        yield pair[0], pair[1]
 
 
 def _hub_rows(source: SourceConfig) -> Iterator[tuple[str, int, dict[str, Any]]]:

@@ -1,5 +1,6 @@
 """Configuration of GPT-3: GPT-2's architecture with alternating dense and locally banded attention."""
 
+import sys
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -11,6 +12,16 @@ from .presets import PRESETS
 
 
 GPT3_END_OF_TEXT = 50256
+
+# Layers that peft's adapters go into where none are named: all linear ones but the output layer, unless the kind of
+# adapter says otherwise.
+LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"]
+PEFT_TARGETS = {
+    "IA3_TARGET": ["k_proj", "v_proj", "down_proj"],
+    "IA3_FEEDFORWARD": ["down_proj"],
+    "LNTUNING_TARGET": ["input_layernorm", "post_attention_layernorm", "norm"],
+    "BEFT_TARGET": ["v_proj"],  # it trains biases
+}
 
 
 @strict
@@ -39,6 +50,8 @@ class GPT3Config(PreTrainedConfig):
             projections start at `initializer_range / sqrt(2 * num_hidden_layers)`, as in GPT-2.
         attention_dropout, residual_dropout, embedding_dropout (`float`, default to 0.0): The paper names no dropout.
         classifier_dropout (`float`, defaults to 0.1): Before the token classifier, as in GPT-2.
+        classifier_pooling (`str`, defaults to `"last"`): What the sequence classifier reads: the `"last"` token's hidden
+            state, as in GPT-2, or the `"mean"` of all, which small models learn faster.
         use_cache (`bool`, defaults to `True`): Return keys and values for generation.
         skip_logits (`bool`, defaults to `True`): In training, compute the loss in chunks of tokens and return no
             logits, unless those are small. `False` for trainers that read the logits of training steps.
@@ -95,6 +108,7 @@ class GPT3Config(PreTrainedConfig):
     residual_dropout: float | int = 0.0
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.1
+    classifier_pooling: str = "last"
     use_cache: bool = True
     skip_logits: bool = True
     bos_token_id: int | None = GPT3_END_OF_TEXT
@@ -148,6 +162,8 @@ class GPT3Config(PreTrainedConfig):
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout", "classifier_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
+        if self.classifier_pooling not in ("last", "mean"):
+            raise ValueError(f"`classifier_pooling` must be last or mean, got {self.classifier_pooling!r}.")
         if self.initializer_range < 0.0:
             raise ValueError(f"`initializer_range` must not be negative, got {self.initializer_range}.")
         banded = "sliding_attention" in (self.layer_types or ())
@@ -196,6 +212,22 @@ class GPT3Config(PreTrainedConfig):
             "num_attention_heads": preset.num_attention_heads,
         }
         return cls(**{**sizes, **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers'; also makes this model type known to peft, where that is imported."""
+        # peft has a table of targets for each kind of adapter, no way to register a model type, and calls this just
+        # before it looks into one. So it need not be imported here, and may be imported before or after.
+        add_peft_targets(self.model_type)
+        return super().to_dict()
+
+
+def add_peft_targets(model_type: str) -> None:
+    """Put `model_type` into each of peft's tables of default targets; entries that are there stay."""
+    constants = sys.modules.get("peft.utils.constants")
+    for name, table in list(vars(constants).items()) if constants else ():
+        kind = name.removeprefix("TRANSFORMERS_MODELS_TO_").removesuffix("_MODULES_MAPPING")
+        if kind.endswith(("_TARGET", "_FEEDFORWARD")) and isinstance(table, dict):
+            table.setdefault(model_type, list(PEFT_TARGETS.get(kind, LINEAR_LAYERS)))
 
 
 __all__ = ["GPT3Config"]

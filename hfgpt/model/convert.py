@@ -319,6 +319,10 @@ def _gpt3_to_gpt2_config(config: Any, same: dict[str, Any]) -> Any:
             "a GPT-2. To change the types of a trained model is to change what it computes: train it on with dense "
             "layers first, or keep it as gpt3."
         )
+    if config.classifier_pooling != "last" and "GPT3ForSequenceClassification" in (config.architectures or ()):
+        raise ValueError(
+            f"`classifier_pooling: {config.classifier_pooling}`: GPT-2's classifier reads the last token alone."
+        )
     return GPT2Config(
         **same,
         n_embd=config.hidden_size,
@@ -587,8 +591,8 @@ def _fetch(source: str | Path, patterns: list[str]) -> Path:
 def _read_config(folder: Path, source: str | Path) -> Any:
     if (folder / "adapter_config.json").is_file():
         raise ValueError(
-            f"{source} is an adapter, not a model: merge it into its base model first (in peft, `merge_and_unload()` "
-            "and then `save_pretrained`) and convert the result."
+            f"{source} is an adapter, not a model: merge it into its base model as well "
+            "(`hfgpt convert ADAPTER OUTPUT --merge`)."
         )
     try:
         fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -30,7 +30,11 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import can_return_tuple
@@ -656,7 +660,65 @@ class GPT3ForCausalLM(GPT3PreTrainedModel, GenerationMixin):
 
 
 class GPT3ForSequenceClassification(GenericForSequenceClassification, GPT3PreTrainedModel):
-    """GPT-3 with a linear classifier on each sequence's last token (`config.num_labels`, `config.pad_token_id`)."""
+    """GPT-3 with a linear classifier on each sequence's last token, or on the mean of all (`config.classifier_pooling`).
+
+    The last token is the last that is not `config.pad_token_id`; the mean is over those that `attention_mask` keeps.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutputWithPast:
+        """Scores of each label, (batch, num_labels), and with labels the loss.
+
+        Args:
+            labels: (batch) class indices; values where there is one label; (batch, num_labels) where several hold.
+
+        The other arguments are those of `GPT3Model.forward`.
+        """
+        inputs: dict[str, Any] = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+        }
+        if self.config.classifier_pooling == "last":
+            return super().forward(**inputs, labels=labels, **kwargs)
+        outputs: BaseModelOutputWithPast = self.model(**inputs, **kwargs)
+        logits = self.score(mean_of_tokens(outputs.last_hidden_state, attention_mask))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=None, labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+def mean_of_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean of the hidden states (batch, seq, width) that a mask (batch, seq) keeps, or of all: (batch, width)."""
+    if attention_mask is None:
+        return hidden_states.mean(1)
+    if attention_mask.dim() != 2 or attention_mask.shape[1] != hidden_states.shape[1]:
+        raise ValueError(
+            "`classifier_pooling: mean` needs all tokens of a sequence at once, and an `attention_mask` of (batch, seq) "
+            f"{tuple(hidden_states.shape[:2])}; got one of {tuple(attention_mask.shape)}."
+        )
+    weights = attention_mask.to(hidden_states.dtype).unsqueeze(-1)
+    return (hidden_states * weights).sum(1) / weights.sum(1).clamp(min=1)
 
 
 class GPT3ForTokenClassification(GenericForTokenClassification, GPT3PreTrainedModel):

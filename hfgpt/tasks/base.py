@@ -1,177 +1,287 @@
-"""What a task is: rows become prompts and completions; a model is scored by the completion it finds likeliest."""
+"""What a task is: data that says how a row becomes a prompt, a completion, and a way to score answers.
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+Two kinds: a `ChoiceTask` picks the likeliest of several completions, a `TextTask` writes its own. A new one is an instance
+of either in a file of a few lines, or a YAML file (`load_task`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any
 
-import torch
-from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.packing import IGNORE_INDEX
+class RowError(ValueError):
+    """A row that cannot be asked: its message says why, in terms of the row's fields."""
 
 
 @dataclass(frozen=True)
-class ChoiceTask:
-    """Choose one of several completions of a prompt.
+class Example:
+    """One row as a task asks it. The prompt is `before + text + after`; only `text` may be cut where it is too long.
+
+    Attributes:
+        before: Prompt up to the text.
+        text: The row's own long field, such as the review or the passage.
+        after: Prompt behind it; it does not end in white space, completions bring their own.
+        completion: What should follow; "" where the row has no answer (to be predicted only).
+        choices: Completions to choose from, in the order of class indices; empty for free text.
+        label: Index of `completion` among the choices; None where there are none.
+        references: Answers that count as right; for a choice the name of the right one.
+        where: File and line of the row, for messages.
+    """
+
+    before: str
+    text: str
+    after: str
+    completion: str
+    choices: tuple[str, ...] = ()
+    label: int | None = None
+    references: tuple[str, ...] = ()
+    where: str = ""
+
+    @property
+    def prompt(self) -> str:
+        """What the model reads before its answer."""
+        return self.before + self.text + self.after
+
+
+@dataclass(frozen=True)
+class Task:
+    """What both kinds share.
 
     Attributes:
         name: Name in reports.
-        prompt: Template over a row's text; `{text}` is the only field. It does not end in white space: the
-            completion brings its own, as byte-level BPE likes it.
-        choices: Completion of each label, in the order of class indices.
+        prompt: Template over a row's fields, each as `{field}`. It does not end in white space: the completion brings
+            its own, as byte-level BPE likes it.
+        metrics: Names of metrics in `tasks.metrics`; the first one is what early stopping and plots look at.
+        cut_field: Field that loses its end where the prompt is longer than the model's positions. Default: the last
+            one of the prompt.
+        separator: Between the examples of a few-shot prompt.
     """
 
     name: str
     prompt: str
-    choices: dict[str, str]
+    metrics: list[str] = field(default_factory=list)
+    cut_field: str = ""
+    separator: str = "\n\n"
 
     def __post_init__(self) -> None:
-        fields = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
-        if fields != ["text"]:
-            raise ValueError(f"The prompt of task {self.name!r} must hold {{text}} once, got {self.prompt!r}.")
-        if len(self.choices) < 2:
-            raise ValueError(f"Task {self.name!r} needs at least two choices, got {self.choices}.")
+        names = self.prompt_fields
+        if not names:
+            raise ValueError(f"`prompt` of task {self.name!r} has no field in it, such as {{text}}: {self.prompt!r}.")
+        if self.cut_field and self.cut_field not in names:
+            raise ValueError(f"`cut_field: {self.cut_field}` of task {self.name!r} is not in its prompt: {names}.")
+        if self.prompt != self.prompt.rstrip():
+            raise ValueError(
+                f"`prompt` of task {self.name!r} ends in white space: give it to the completions instead."
+            )
+
+    @property
+    def prompt_fields(self) -> list[str]:
+        """Fields in the prompt, in order."""
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"`prompt` of task {self.name!r} is no template ({error}): {self.prompt!r}.") from None
+        if "" in names or len(set(names)) != len(names):
+            raise ValueError(f"`prompt` of task {self.name!r} must name each field once, got {self.prompt!r}.")
+        return names
+
+    @property
+    def fields(self) -> list[str]:
+        """All fields that a row is to have."""
+        return self.prompt_fields
+
+    def render(self, row: Mapping[str, Any]) -> tuple[str, str, str]:
+        """The prompt of a row, as what stands before, in and after the field that may be cut.
+
+        Raises:
+            RowError: A field is missing or is not text.
+        """
+        values = {name: text_of(row, name) for name in self.prompt_fields}
+        cut = self.cut_field or self.prompt_fields[-1]
+        before, after = self.prompt.split("{" + cut + "}")
+        return before.format(**values), values[cut], after.format(**values)
+
+    def example(self, row: Mapping[str, Any], where: str = "") -> Example:
+        """What is asked of one row.
+
+        Args:
+            row: Its values by the task's names of fields.
+            where: File and line.
+
+        Raises:
+            RowError: A field is missing, the label is unknown, or the answer is empty or not where it must be.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ChoiceTask(Task):
+    """Choose one of several completions of a prompt.
+
+    Attributes:
+        choices: Completion of each label, in the order of class indices; or none, and each row brings its own in
+            `choices_field`.
+        choices_field: Field with a row's own list of choices.
+        choice: Template of a completion made of one of those.
+        label_field: Field of the right answer: the label, or with `choices_field` its index or text.
+        normalization: What is compared: the log-likelihood per "token" (the paper's), minus that of the same completion
+            after `unconditional_prompt` ("unconditional"; the paper's for ARC, OpenBookQA and RACE), or the "sum".
+        unconditional_prompt: The context of that.
+    """
+
+    choices: dict[str, str] = field(default_factory=dict)
+    choices_field: str = ""
+    choice: str = " {choice}"
+    label_field: str = "label"
+    normalization: str = "token"
+    unconditional_prompt: str = "Answer:"
+    metrics: list[str] = field(default_factory=lambda: ["accuracy", "macro_f1"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.choices_field) == bool(self.choices):
+            raise ValueError(f"Task {self.name!r} takes `choices` or `choices_field`, one of them.")
+        if not self.choices_field and len(self.choices) < 2:
+            raise ValueError(f"Task {self.name!r} needs at least two `choices`, got {self.choices}.")
+        if self.normalization not in ("token", "unconditional", "sum"):
+            raise ValueError(
+                f"`normalization` of task {self.name!r} must be token, unconditional or sum, got {self.normalization!r}."
+            )
 
     @property
     def labels(self) -> list[str]:
-        """Names of the classes, by index."""
+        """Names of the classes, by index; none where each row brings its own choices."""
         return list(self.choices)
 
-    def prompt_ids(self, tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> list[int]:
-        """Token ids of the prompt. Too long a text loses its end, never the template around it.
+    @property
+    def fields(self) -> list[str]:
+        """All fields that a row is to have."""
+        return [*self.prompt_fields, *([self.choices_field] if self.choices_field else []), self.label_field]
 
-        Args:
-            max_length: Tokens the prompt may take.
-
-        Raises:
-            ValueError: The template alone is longer than that.
-        """
-        ids = tokenizer(self.prompt.format(text=text), add_special_tokens=False)["input_ids"]
-        if len(ids) <= max_length:
-            return ids
-        before, after = self.prompt.split("{text}")
-        head = tokenizer(before + text, add_special_tokens=False)["input_ids"] if text else []
-        tail = tokenizer(after, add_special_tokens=False)["input_ids"]
-        room = max_length - len(tail)
-        if room < 1:
-            raise ValueError(
-                f"The prompt of task {self.name!r} alone takes {len(tail)} tokens; `max_length` leaves {max_length}."
-            )
-        return head[:room] + tail
-
-    def choice_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Token ids of each completion, by class index."""
-        return [tokenizer(choice, add_special_tokens=False)["input_ids"] for choice in self.choices.values()]
-
-
-class CompletionCollator:
-    """Left-pads prompts with their completions into a batch whose loss falls on the completions alone.
-
-    Completions end together at the right edge, so the output layer runs on those last positions only
-    (`logits_to_keep`), not on every word of the prompt. Positions are given for models that do not count them from
-    the mask.
-    """
-
-    def __init__(self, pad_token_id: int):
-        self.pad_token_id = pad_token_id
-
-    def __call__(self, examples: list[Mapping[str, Any]]) -> dict[str, Any]:
-        """Batch of examples with `prompt_ids` and `completion_ids`.
-
-        Returns:
-            `input_ids`, `attention_mask`, `position_ids` (batch, seq); `labels` (batch, kept) and `logits_to_keep`.
-        """
-        sequences = [[*example["prompt_ids"], *example["completion_ids"]] for example in examples]
-        length = max(map(len, sequences))
-        # One more than the completion: the position before it predicts its first token.
-        kept = min(max(len(example["completion_ids"]) for example in examples) + 1, length)
-        input_ids = torch.full((len(sequences), length), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full((len(sequences), kept), IGNORE_INDEX)
-        for row, (sequence, example) in enumerate(zip(sequences, examples)):
-            completion = torch.tensor(example["completion_ids"])
-            input_ids[row, length - len(sequence) :] = torch.tensor(sequence)
-            attention_mask[row, length - len(sequence) :] = 1
-            labels[row, kept - len(completion) :] = completion
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": (attention_mask.cumsum(-1) - 1).clamp(min=0),
-            "labels": labels,
-            "logits_to_keep": kept,
-        }
-
-
-@torch.no_grad()
-def choice_scores(
-    model: PreTrainedModel,
-    prompts: list[list[int]],
-    choices: list[list[int]],
-    pad_token_id: int,
-    batch_size: int = 32,
-    autocast: AbstractContextManager | None = None,
-    progress: bool = True,
-) -> torch.Tensor:
-    """Mean log-likelihood per token of each choice after each prompt.
-
-    Source: section 2.4 of Brown et al. 2020, multiple choice by the likelihood of each completion per token.
-
-    Args:
-        model: A causal language model.
-        prompts: Token ids of each prompt.
-        choices: Token ids of each choice, the same for all prompts.
-        pad_token_id: Any valid id.
-        batch_size: Sequences in a forward pass.
-        autocast: Precision to run under.
-        progress: Show a bar.
-
-    Returns:
-        (prompts, choices) in float32.
-    """
-    collate = CompletionCollator(pad_token_id)
-    single = all(len(choice) == 1 for choice in choices)
-    # Where every choice is one token, one pass gives the scores of all; else a pass for each.
-    jobs = [(i, j) for i in range(len(prompts)) for j in range(1 if single else len(choices))]
-    jobs.sort(key=lambda job: len(prompts[job[0]]) + len(choices[job[1]]), reverse=True)
-    scores = torch.empty(len(prompts), len(choices))
-    was_training = model.training
-    model.eval()
-    for batch in tqdm(
-        list(_chunks(jobs, batch_size)), desc="scoring", disable=None if progress else True, leave=False
-    ):
-        inputs = collate([{"prompt_ids": prompts[i], "completion_ids": choices[j]} for i, j in batch])
-        labels = inputs.pop("labels")[:, 1:]
-        inputs = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in inputs.items()}
-        with autocast or nullcontext():
-            logits = model(**inputs, use_cache=False).logits[:, :-1]
-        log_probs = logits.float().log_softmax(-1).cpu()
-        rows = torch.tensor([i for i, _ in batch])
-        if single:
-            scores[rows] = log_probs[:, -1][:, [choice[0] for choice in choices]]
+    def example(self, row: Mapping[str, Any], where: str = "") -> Example:
+        """See `Task.example`."""
+        before, text, after = self.render(row)
+        value = value_of(row, self.label_field)
+        if self.choices:
+            names, completions = self.labels, list(self.choices.values())
+            if str(value) not in names:
+                raise RowError(
+                    f"Label {value!r} in `{self.label_field}` is not one of {', '.join(names)}: map it with "
+                    f"`label_map`, such as {{{value}: {names[0]}}}, or leave such rows out with `where`"
+                )
+            label = names.index(str(value))
         else:
-            kept = labels.ne(IGNORE_INDEX)
-            picked = log_probs.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-            scores[rows, torch.tensor([j for _, j in batch])] = (picked * kept).sum(-1) / kept.sum(-1)
-    model.train(was_training)
-    return scores
+            given = value_of(row, self.choices_field)
+            if not isinstance(given, (list, tuple)) or len(given) < 2 or not all(map(_is_text, given)):
+                raise RowError(f"`{self.choices_field}` must be a list of two or more texts, got {given!r}")
+            names = [choice.strip() for choice in given]
+            completions = [self.choice.format(choice=choice) for choice in names]
+            label = self._index(value, names)
+        return Example(
+            before, text, after, completions[label], tuple(completions), label, references=(names[label],), where=where
+        )
+
+    def _index(self, value: Any, names: list[str]) -> int:
+        if isinstance(value, str) and value.strip() in names:
+            return names.index(value.strip())
+        try:
+            index = int(value)
+        except (TypeError, ValueError, OverflowError):
+            index = -1
+        if not 0 <= index < len(names) or isinstance(value, bool) or (isinstance(value, float) and value != index):
+            raise RowError(
+                f"`{self.label_field}` must be one of the row's choices or its index from 0 to {len(names) - 1}, "
+                f"got {value!r}"
+            )
+        return index
 
 
-def _chunks(items: list, size: int) -> Iterator[list]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+@dataclass(frozen=True)
+class TextTask(Task):
+    """Write an answer.
+
+    Attributes:
+        target_field: Field of the answer: a text, or a list of texts that all count as right, whose first one is learnt.
+        completion: Template of the completion made of it, as `{target}`.
+        context_field: Field of the prompt that the answer must stand in, word for word (extractive); empty: anywhere.
+        no_answer: What is written where the list of answers is empty; empty: such a row is malformed.
+        stop: Texts at which an answer ends. The end-of-text token always ends it.
+        max_new_tokens: Tokens of an answer at most.
+        num_beams, length_penalty: Beam search. Source: section 2.4 of Brown et al. 2020 (4 beams, 0.6).
+    """
+
+    target_field: str = "target"
+    completion: str = " {target}"
+    context_field: str = ""
+    no_answer: str = ""
+    stop: list[str] = field(default_factory=lambda: ["\n"])
+    max_new_tokens: int = 64
+    num_beams: int = 4
+    length_penalty: float = 0.6
+    metrics: list[str] = field(default_factory=lambda: ["exact_match", "f1"])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.context_field and self.context_field not in self.prompt_fields:
+            raise ValueError(
+                f"`context_field: {self.context_field}` of task {self.name!r} is not in its prompt: {self.prompt_fields}."
+            )
+        if "{target}" not in self.completion:
+            raise ValueError(f"`completion` of task {self.name!r} must hold {{target}}, got {self.completion!r}.")
+
+    @property
+    def fields(self) -> list[str]:
+        """All fields that a row is to have."""
+        return [*self.prompt_fields, self.target_field]
+
+    def example(self, row: Mapping[str, Any], where: str = "") -> Example:
+        """See `Task.example`."""
+        before, text, after = self.render(row)
+        value = value_of(row, self.target_field)
+        answers = [value] if isinstance(value, str) else value
+        if not isinstance(answers, (list, tuple)) or not all(isinstance(answer, str) for answer in answers):
+            raise RowError(f"`{self.target_field}` must be a text or a list of texts, got {value!r}")
+        answers = [answer.strip() for answer in answers]
+        if not answers and self.no_answer:
+            answers = [self.no_answer]
+        elif not answers or not all(answers):
+            raise RowError(f"the answer in `{self.target_field}` is empty")
+        elif self.context_field:
+            context = text_of(row, self.context_field)
+            missing = [answer for answer in answers if answer not in context]
+            if len(missing) == len(answers):
+                raise RowError(f"the answer {missing[0]!r} does not stand in `{self.context_field}`")
+            # The first one is what is learnt.
+            answers = [answer for answer in answers if answer in context]
+        references = tuple(dict.fromkeys(answers))
+        return Example(before, text, after, self.completion.format(target=references[0]), (), None, references, where)
 
 
-def classification_metrics(predicted: list[int], actual: list[int], num_labels: int) -> dict[str, float]:
-    """Accuracy and macro-F1, beside the accuracy of always answering the commonest class of `actual`."""
-    from sklearn.metrics import accuracy_score, f1_score
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """A field of a row.
 
-    counts = [actual.count(label) for label in range(num_labels)]
-    return {
-        "accuracy": float(accuracy_score(actual, predicted)),
-        "macro_f1": float(
-            f1_score(actual, predicted, labels=list(range(num_labels)), average="macro", zero_division=0)
-        ),
-        "majority_accuracy": max(counts) / len(actual),
-    }
+    Raises:
+        RowError: There is none.
+    """
+    if name not in row:
+        raise RowError(f"no field `{name}`; the fields are {', '.join(map(str, row)) or '(none)'}")
+    return row[name]
+
+
+def text_of(row: Mapping[str, Any], name: str) -> str:
+    """A field of a row that holds text.
+
+    Raises:
+        RowError: It is missing, empty, or something else.
+    """
+    value = value_of(row, name)
+    if not isinstance(value, str):
+        raise RowError(f"field `{name}` must be text, got {type(value).__name__}")
+    if not value.strip():
+        raise RowError(f"field `{name}` is empty")
+    return value
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())

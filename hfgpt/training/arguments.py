@@ -11,7 +11,7 @@ import sys
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -23,6 +23,8 @@ from ..data.readers import SourceConfig
 from ..model import GPT3Config
 from ..model.presets import PRESETS
 from ..planner import PAPER_FIRST_BATCH_TOKENS, PAPER_TRAIN_TOKENS
+from ..tasks import TASKS, ChoiceTask, Task
+from ..tasks.rows import FieldMap
 from .launch import check_launch
 from .processes import prepare_cpu_processes
 
@@ -269,42 +271,98 @@ class FinetuneConfig:
     """What to fine-tune, for which task, on which data."""
 
     model_name_or_path: str = field(metadata={"help": "Folder or Hub name of the pretrained model."})
-    task: str = field(default="sentiment", metadata={"help": "Name of the task."})
-    language: str = field(default="en", metadata={"help": "Language of the prompt: en or ko."})
-    prompt: str | None = field(
-        default=None, metadata={"help": "A prompt with {text} in it, in place of the task's own."}
-    )
+    task: str = field(default="sentiment", metadata={"help": f"{', '.join(TASKS)}, or the path of a YAML file."})
+    language: str = field(default="en", metadata={"help": "Language of the prompt, or a pair: en, ko, en-ko, ..."})
+    prompt: str | None = field(default=None, metadata={"help": "A prompt over the task's fields in place of its own."})
     label_words: dict | str | None = field(
         default=None,
         metadata={"help": "Completion of each label in place of the task's own: {negative: ' bad', ...}."},
     )
+    task_overrides: dict | str | None = field(
+        default=None, metadata={"help": "Any other fields of the task: {max_new_tokens: 32, metrics: [chrf]}."}
+    )
+    head: Literal["lm", "classification", "span"] = field(
+        default="lm",
+        metadata={
+            "help": "What answers: the language model by completing the prompt, a new classification layer on the "
+            "prompt's last token, or a new layer that marks the answer in the passage."
+        },
+    )
+    classifier_pooling: Literal["last", "mean"] = field(
+        default="last",
+        metadata={
+            "help": "What a new classification layer reads: the last token, or the mean of all (gpt3 alone), which small "
+            "models learn better from."
+        },
+    )
     train_path: str | None = field(default=None, metadata={"help": "Training rows: a file, glob or fsspec address."})
+    validation_path: str | None = field(
+        default=None, metadata={"help": "Rows for evaluation during training, which early stopping goes by."}
+    )
     test_path: str | None = field(
         default=None, metadata={"help": "Test rows. Default: `test_fraction` of the training file."}
     )
-    dataset: str | None = field(default=None, metadata={"help": "Hub dataset with both splits, in place of paths."})
+    dataset: str | None = field(default=None, metadata={"help": "Hub dataset with its splits, in place of paths."})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the Hub dataset."})
     train_split: str = field(default="train", metadata={"help": "Training split of the Hub dataset."})
+    validation_split: str | None = field(default=None, metadata={"help": "Validation split of the Hub dataset."})
     test_split: str = field(default="test", metadata={"help": "Test split of the Hub dataset."})
-    text_field: str = field(default="text", metadata={"help": "Field of the text."})
-    label_field: str = field(default="label", metadata={"help": "Field of the label."})
+    fields: dict | str | None = field(
+        default=None,
+        metadata={"help": "The data's field for each of the task's, where they differ: {answer: answers.text}."},
+    )
+    text_field: str | None = field(default=None, metadata={"help": "Short for `fields` of the prompt's first field."})
+    label_field: str | None = field(default=None, metadata={"help": "Short for `fields` of the label or answer."})
     label_map: dict | str | None = field(
         default=None,
         metadata={"help": "The task's label for each value of `label_field`: {fresh: positive, rotten: negative}."},
     )
     where: dict | str | None = field(default=None, metadata={"help": "Keep rows whose fields have these values."})
     group_by: str | None = field(
-        default=None, metadata={"help": "Field that must not be in both training and test rows."}
+        default=None, metadata={"help": "Field whose values must not be in two of training, validation and test rows."}
     )
     test_fraction: float = field(default=0.0, metadata={"help": "Share of groups (or rows) set apart for testing."})
-    split_seed: int = field(default=0, metadata={"help": "Seed of that division."})
+    validation_fraction: float = field(
+        default=0.0, metadata={"help": "Share of the training groups (or rows) set apart for validation."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of these divisions."})
     max_train_rows: int | None = field(default=None, metadata={"help": "Use so many training rows at most."})
+    max_eval_rows: int | None = field(
+        default=None, metadata={"help": "Evaluate on so many validation rows at most, the same each time."}
+    )
     max_test_rows: int | None = field(default=None, metadata={"help": "Use so many test rows at most."})
     max_bad_rows: int | None = field(default=100, metadata={"help": "More malformed rows than this fail the run."})
     max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of prompt and completion. Default: what the model takes."}
+    )
+    long_texts: Literal["cut", "skip", "error"] = field(
+        default="cut",
+        metadata={
+            "help": "What happens to rows that are longer: their text loses its end, they are left out, or the run ends. "
+            "They are named and counted."
+        },
+    )
+    packing: bool = field(
+        default=False, metadata={"help": "Put several examples in one sequence of max_length; none sees another."}
+    )
+    class_balance: Literal["none", "weights", "oversample"] = field(
+        default="none",
+        metadata={"help": "Make classes count alike: by weights in the loss, or by repeating rows of the rarer ones."},
+    )
+    lm_loss_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of the language-model loss on the prompts beside that on the completions; GPT-1: 0.5."
+        },
+    )
+    dropout: float | None = field(
+        default=None, metadata={"help": "Dropout while fine-tuning, wherever the model has any. Default: the model's."}
+    )
+    early_stopping_patience: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens of prompt and completion; longer texts lose their end. Default: what the model takes."
+            "help": "Stop after so many evaluations without a better value of the task's first metric, and keep the best "
+            "model."
         },
     )
     attn_implementation: str = field(
@@ -316,45 +374,132 @@ class FinetuneConfig:
         metadata={"help": "Also train from random weights, the same way, and report its scores; not saved."},
     )
     use_peft: bool = field(default=False, metadata={"help": "Train a LoRA adapter in place of all weights."})
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=32, metadata={"help": "Scale of the LoRA update, over the rank."})
+    lora_r: int = field(default=8, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=16, metadata={"help": "Scale of the LoRA update, over the rank."})
     lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the LoRA matrices."})
-    lora_target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={"help": "Layers that get an adapter: names, or all-linear (all but the output layer)."},
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Layers that get an adapter: names, or all-linear. Default: those of the architecture."},
+    )
+    lora_modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Layers that are trained whole, beside the adapter, and saved with it."}
+    )
+    use_dora: bool = field(default=False, metadata={"help": "DoRA: the adapter learns magnitudes apart."})
+    use_rslora: bool = field(default=False, metadata={"help": "rsLoRA: the scale is over the root of the rank."})
+    load_in_4bit: bool = field(
+        default=False,
+        metadata={"help": "QLoRA: the frozen weights in 4 bits; needs bitsandbytes (pip install hfgpt[qlora])."},
     )
 
     def __post_init__(self) -> None:
-        for name in ("where", "label_map", "label_words"):
+        for name in ("where", "label_map", "label_words", "fields", "task_overrides"):
             setattr(self, name, parse_mapping(getattr(self, name), name))
+        for name in ("head", "classifier_pooling", "long_texts", "class_balance"):
+            setattr(self, name, coerce(getattr(self, name), typing.get_type_hints(type(self))[name], f"`{name}`"))
+        self._check_places()
+        for name in ("test_fraction", "validation_fraction", "dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < 1.0:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
+        if self.lm_loss_weight < 0:
+            raise ValueError(f"`lm_loss_weight` must be at least 0, got {self.lm_loss_weight}.")
+        for name in ("early_stopping_patience", "max_eval_rows", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        for name in ("packing", "lm_loss_weight"):
+            if getattr(self, name) and self.head != "lm":
+                raise ValueError(
+                    f"`{name}` is for completions: use `head: lm`, or leave it out with `head: {self.head}`."
+                )
+        if self.classifier_pooling != "last" and self.head != "classification":
+            raise ValueError("`classifier_pooling` is of the classification layer: set `head: classification`.")
+        if self.random_start and self.use_peft:
+            raise ValueError(
+                "`use_peft` saves an adapter without its base, so `random_start` would lose the weights it goes with: "
+                "leave out one of them (`compare_random_start` scores such a run and does not keep it)."
+            )
+        if self.load_in_4bit and not self.use_peft:
+            raise ValueError("`load_in_4bit` trains an adapter on frozen weights: set `use_peft: true` as well.")
+        if self.load_in_4bit and (self.random_start or self.compare_random_start):
+            raise ValueError("`load_in_4bit` needs weights to load: leave out the random start.")
+
+    def _check_places(self) -> None:
         if (self.train_path is None) == (self.dataset is None):
             raise ValueError("Give `train_path` or `dataset`, one of them.")
         if self.dataset is None and (self.test_path is None) == (self.test_fraction == 0.0):
             raise ValueError("The test split needs `test_path` or a `test_fraction` above 0, one of them.")
-
-    def source(self, part: typing.Literal["train", "test"]) -> SourceConfig:
-        """Where the rows of one part come from."""
         if self.dataset is not None:
-            place: dict[str, Any] = {
-                "dataset": self.dataset,
-                "dataset_config": self.dataset_config,
-                "dataset_split": self.train_split if part == "train" else self.test_split,
-            }
-        elif self.test_path is not None:
-            place = {"path": self.train_path if part == "train" else self.test_path}
-        else:
-            place = {
-                "path": self.train_path,
-                "part": part,
-                "test_fraction": self.test_fraction,
-                "split_seed": self.split_seed,
-            }
+            for name in ("test_path", "validation_path"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` goes with `train_path`: with `dataset` name its split.")
+        elif self.validation_split is not None:
+            raise ValueError("`validation_split` is of a Hub `dataset`: with `train_path` give `validation_path`.")
+        if self.validation_fraction > 0 and (self.validation_path or self.validation_split):
+            raise ValueError("Give `validation_fraction` or rows of their own for validation, one of them.")
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there are rows to look at during training."""
+        return bool(self.validation_fraction or self.validation_path or self.validation_split)
+
+    def field_map(self, task: Task) -> FieldMap:
+        """The names of fields and labels in the data.
+
+        Raises:
+            ValueError: They contradict each other, or the task has no such field or label.
+        """
+        answer = task.label_field if isinstance(task, ChoiceTask) else getattr(task, "target_field", "")
+        fields = {str(key): str(value) for key, value in (self.fields or {}).items()}  # type: ignore[union-attr]
+        for short, name in (("text_field", task.prompt_fields[0]), ("label_field", answer)):
+            value = getattr(self, short)
+            if value is not None and fields.setdefault(name, value) != value:
+                raise ValueError(
+                    f"`{short}: {value}` and `fields: {{{name}: {fields[name]}}}` name two fields for one: give one."
+                )
+        labels = {str(key): str(value) for key, value in (self.label_map or {}).items()}  # type: ignore[union-attr]
+        known = task.labels if isinstance(task, ChoiceTask) else []
+        unknown = sorted(set(labels.values()) - set(known))
+        if unknown and known:
+            raise ValueError(
+                f"`label_map` names {', '.join(unknown)}, which task {task.name!r} does not have; its labels are "
+                f"{', '.join(known)}."
+            )
+        if unknown:
+            raise ValueError(f"`label_map` is for tasks with labels, and task {task.name!r} has none: leave it out.")
+        found = FieldMap(fields, labels)
+        found.check(task)
+        return found
+
+    def source(self, part: Literal["train", "validation", "test"], task: Task) -> SourceConfig:
+        """Where the rows of one part come from.
+
+        Rows are divided by one hash each, so that the test rows are the same with and without validation rows. Where
+        both are shares of one file, those for validation come here with the test rows among them.
+        """
+        test_apart = self.test_path is not None or (self.dataset is not None and self.test_fraction == 0.0)
+        fraction = 0.0 if test_apart else self.test_fraction
+        if part != "test":
+            fraction += (1.0 - fraction) * self.validation_fraction
+        path, split = self.train_path, self.train_split
+        if part == "test" and test_apart:
+            path, split, fraction = self.test_path, self.test_split, 0.0
+        elif part == "validation" and not self.validation_fraction:
+            path, split, fraction = self.validation_path, self.validation_split or "", 0.0
+        place: dict[str, Any] = {"path": path}
+        if self.dataset is not None:
+            place = {"dataset": self.dataset, "dataset_config": self.dataset_config, "dataset_split": split}
+        first = task.prompt_fields[0]
+        most = {"train": self.max_train_rows, "validation": None, "test": self.max_test_rows}
         return SourceConfig(
             name=part,
-            text_field=self.text_field,
+            text_field=self.field_map(task).fields.get(first, first),
             where=self.where,  # type: ignore[arg-type]
             group_by=self.group_by,
-            max_rows=self.max_train_rows if part == "train" else self.max_test_rows,
+            max_rows=most[part],
+            part="all" if fraction == 0.0 else "train" if part == "train" else "test",
+            test_fraction=fraction,
+            split_seed=self.split_seed,
             **place,
         )
 
@@ -363,12 +508,31 @@ class FinetuneConfig:
 class FinetuningArguments(CommonArguments):
     """TrainingArguments with defaults for fine-tuning."""
 
+    learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Peak learning rate. Default: 0.05 / hidden_size, and ten times that for an adapter."},
+    )
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Times to go through the training rows."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of matrices."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up (a share of the run below 1)."})
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Order of the examples."})
+    eval_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to score the validation rows: no, steps or epoch. Default: no; epoch to stop early."},
+    )
+    save_strategy: str | None = field(
+        default=None,
+        metadata={"help": "When to save: no, steps, epoch or best. Default: steps; with evaluations to stop early."},
+    )
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+
+    def __post_init__(self) -> None:
+        # What stopping early asks for is known where the arguments meet the config, in `finetune`.
+        self.left_out = {name for name in ("eval_strategy", "save_strategy") if getattr(self, name) is None}
+        self.eval_strategy, self.save_strategy = self.eval_strategy or "no", self.save_strategy or "steps"
+        super().__post_init__()
 
 
 def parse_arguments(*classes: type, argv: list[str] | None = None) -> tuple[Any, ...]:

@@ -327,7 +327,7 @@ def consolidate(
     if (source / "adapter_config.json").is_file():
         raise ValueError(
             f"{source} is of a LoRA run: its adapter is whole already (adapter_model.safetensors), and the base model's "
-            "weights are not in it. Merge it into its base model (in peft, `merge_and_unload()`) to convert the result."
+            "weights are not in it. Merge it into its base model: `hfgpt convert ADAPTER OUTPUT --merge`."
         )
     if not (source / "config.json").is_file():
         raise ValueError(f"{source} has no config.json, which the Trainer writes beside the shards: copy it there.")

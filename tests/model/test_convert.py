@@ -286,6 +286,11 @@ def test_gpt2_says_its_length_where_its_readers_look_for_it():
             r"`attention_types`.*'sparse'",
         ),
         (GPTNeoConfig(num_layers=24, activation_function="prelu"), "gpt3", "`activation_function`"),
+        (
+            tiny_config(layer_types=DENSE, classifier_pooling="mean", architectures=["GPT3ForSequenceClassification"]),
+            "gpt2",
+            "`classifier_pooling: mean`",
+        ),
         (tiny_config(layer_types=DENSE, hidden_act="xielu"), "gpt2", "`hidden_act`: 'xielu'"),
         (tiny_config(layer_types=DENSE, quantization_config={"bits": 4}), "gpt2", "`quantization_config`"),
         (tiny_config(), "gpt2", r"`layer_types`.*layers 1, 3 see only the last 8 of 64 .*`sliding_window`"),
@@ -628,7 +633,7 @@ def test_bad_input_is_one_message_and_exit_status_2(tmp_path, gpt2, capsys, word
         (lambda folder: edit_config(folder, n_layer=5), "no tensor 'h.4.ln_1.weight'"),
         (lambda folder: edit_config(folder, n_layer=3), "'h.3.*and 7 more"),
         (lambda folder: edit_config(folder, architectures=["GPT9"]), "`architectures`: GPT9 is not converted; GPT2LM"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter.*merge_and_unload"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapter.*--merge"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights: looked for model.safetensors and"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10"), "Cannot read .*model.safetensors"),
         (

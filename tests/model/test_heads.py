@@ -164,6 +164,33 @@ def test_scores_past_the_last_position_are_refused(head):
 # Losses
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_pooling_by_the_mean_reads_every_token_of_a_sequence_and_no_padding(side, tmp_path):
+    model = make_head(GPT3ForSequenceClassification, classifier_pooling="mean")
+    short, long = make_ids(1, 4), make_ids(1, 7)
+    expected = torch.cat([model.score(model.model(ids).last_hidden_state.mean(1)) for ids in (short, long)])
+    padding, at_left = torch.full((1, 3), PAD), side == "left"
+    padded = torch.cat([padding, short] if at_left else [short, padding], dim=1)
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, slice(3) if at_left else slice(4, None)] = 0
+    output = model(torch.cat([padded, long]), attention_mask=mask, labels=torch.tensor([0, 2]))
+    assert_same(output.logits, expected)
+    assert_same(output.loss, nn.functional.cross_entropy(expected, torch.tensor([0, 2])))
+    assert_same(model(long, return_dict=False)[0], expected[1:])
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.config.classifier_pooling == "mean"
+    assert_same(loaded(long).logits, expected[1:])
+
+
+def test_pooling_by_the_mean_needs_the_mask_of_what_it_reads():
+    model = make_head(GPT3ForSequenceClassification, classifier_pooling="mean")
+    with pytest.raises(ValueError, match="classifier_pooling"):
+        model(make_ids(2, 4), attention_mask=torch.ones(2, 1, 4, 4))
+    with pytest.raises(ValueError, match="last or mean"):
+        tiny_config(classifier_pooling="max")
+
+
 def test_loss_of_one_label_is_the_squared_error():
     model = make_head(GPT3ForSequenceClassification, num_labels=1)
     labels = torch.tensor([0.5, -1.25])

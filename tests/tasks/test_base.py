@@ -1,90 +1,281 @@
+"""Tasks as data: prompts, answers and bad rows; YAML tasks; what is kept beside a model."""
+
+import json
+
 import pytest
-import torch
-from transformers import AutoTokenizer
 
-from hfgpt import GPT3Config, GPT3ForCausalLM
-from hfgpt.tasks import get_task
-from hfgpt.tasks.base import ChoiceTask, CompletionCollator, choice_scores, classification_metrics
+from hfgpt.tasks import TASKS, ChoiceTask, RowError, TextTask, get_task, load_task, with_changes
+from hfgpt.tasks.saved import TASK_FILE, TaskRecord, save_task, saved_task
 
 
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    return GPT3ForCausalLM(
-        GPT3Config(
-            vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=64
-        )
-    ).eval()
+PAIR = {"a": " a", "b": " b"}
 
 
-PROMPTS = [[5, 6, 7, 8, 9, 10], [11], [12, 13, 14], [15] * 20]
+def choice_task(**fields) -> ChoiceTask:
+    return ChoiceTask(**{"name": "x", "prompt": "{text}\nIs:", "choices": PAIR, **fields})
 
 
-@torch.no_grad()
-def brute_force(model, prompt, choice):
-    logits = model(torch.tensor([prompt + choice])).logits[0].log_softmax(-1)
-    return sum(logits[len(prompt) + i - 1, token] for i, token in enumerate(choice)) / len(choice)
-
-
-@pytest.mark.parametrize("choices", [[[1], [2], [3]], [[1, 2], [3]], [[1, 2, 3], [4, 5]]])
-def test_scores_are_the_mean_log_likelihood_per_token(model, choices):
-    scores = choice_scores(model, PROMPTS, choices, pad_token_id=0, batch_size=3, progress=False)
-    expected = torch.tensor([[brute_force(model, prompt, choice) for choice in choices] for prompt in PROMPTS])
-    torch.testing.assert_close(scores, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_batch_has_its_loss_on_the_completions_alone(model):
-    examples = [
-        {"prompt_ids": [5, 6, 7], "completion_ids": [8, 9]},
-        {"prompt_ids": [10], "completion_ids": [11]},
-    ]
-    batch = CompletionCollator(pad_token_id=0)(examples)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [0, 0, 0, 10, 11]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, 8, 9], [-100, -100, 11]]
-    assert batch["logits_to_keep"] == 3
-    loss = model(**batch).loss
-    expected = -(2 * brute_force(model, [5, 6, 7], [8, 9]) + brute_force(model, [10], [11])) / 3
-    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_a_long_text_loses_its_end_and_never_the_template(pretrained):
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    task = get_task("sentiment")
-    ids = task.prompt_ids(tokenizer, "The film was dull. " * 50, max_length=40)
-    text = tokenizer.decode(ids)
-    assert len(ids) == 40
-    assert text.startswith("Review: The film was dull.") and text.endswith("\nSentiment:")
-    with pytest.raises(ValueError, match="`max_length`"):
-        task.prompt_ids(tokenizer, "The film was dull. " * 50, max_length=3)
-
-
-def test_braces_in_a_text_are_text(pretrained):
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    text = "a {text} {0} }{ film"
-    assert text in tokenizer.decode(get_task("sentiment").prompt_ids(tokenizer, text, max_length=60))
-
-
-def test_a_prompt_needs_the_text():
-    with pytest.raises(ValueError, match=r"\{text\}"):
-        ChoiceTask(name="x", prompt="no place", choices={"a": " a", "b": " b"})
+def text_task(**fields) -> TextTask:
+    return TextTask(**{"name": "x", "prompt": "Q: {question}\nP: {context}\nA:", "target_field": "answer", **fields})
 
 
 def test_unknown_tasks_and_languages_are_listed():
-    with pytest.raises(ValueError, match="sentiment"):
+    with pytest.raises(ValueError, match=r"'sentimental'.*sentiment, translation, qa"):
         get_task("sentimental")
     with pytest.raises(ValueError, match="en, ko"):
         get_task("sentiment", "fr")
 
 
-def test_metrics_of_a_known_table():
-    metrics = classification_metrics([0, 0, 1, 1], [0, 1, 1, 1], num_labels=2)
-    assert metrics == pytest.approx({"accuracy": 0.75, "majority_accuracy": 0.75, "macro_f1": (2 / 3 + 0.8) / 2})
+@pytest.mark.parametrize("name", TASKS)
+def test_each_task_can_be_asked_in_each_language(name):
+    for language, task in TASKS[name].items():
+        row = dict.fromkeys(task.fields, "Geneva")
+        if isinstance(task, ChoiceTask):
+            row["label"] = task.labels[1]
+        example = task.example(row, "file:1")
+        assert "Geneva" in example.prompt and example.prompt == example.before + example.text + example.after
+        assert example.completion.startswith(" ") and not example.prompt[-1].isspace()
+        assert example.references == (row["label"] if isinstance(task, ChoiceTask) else "Geneva",)
+        assert task.metrics and example.where == "file:1" and language
 
 
-def test_the_korean_task_asks_and_answers_in_korean(pretrained):
-    tokenizer = AutoTokenizer.from_pretrained(pretrained)
-    task = get_task("sentiment", "ko")
-    ids = task.prompt_ids(tokenizer, "감동 그 자체입니다", max_length=200)
-    assert tokenizer.decode(ids) == "리뷰: 감동 그 자체입니다\n감정:"
-    assert [tokenizer.decode(choice) for choice in task.choice_ids(tokenizer)] == [" 부정", " 긍정"]
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: choice_task(prompt="no place"), r"no field in it, such as \{text\}"),
+        (lambda: choice_task(prompt="{text} {text}"), "each field once"),
+        (lambda: choice_task(prompt="{} Is:"), "each field once"),
+        (lambda: choice_task(prompt="{text"), "is no template"),
+        (lambda: choice_task(prompt="{text} Is: "), "ends in white space"),
+        (lambda: choice_task(cut_field="review"), r"`cut_field: review`.*\['text'\]"),
+        (lambda: choice_task(choices={"a": " a"}), "at least two `choices`"),
+        (lambda: choice_task(choices={}), "`choices` or `choices_field`, one of them"),
+        (lambda: choice_task(choices_field="options"), "`choices` or `choices_field`, one of them"),
+        (lambda: choice_task(normalization="mean"), "token, unconditional or sum, got 'mean'"),
+        (lambda: text_task(context_field="passage"), "`context_field: passage`"),
+        (lambda: text_task(completion=" it"), r"must hold \{target\}"),
+    ],
+)
+def test_a_task_that_makes_no_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# Choices
+
+
+def test_a_row_becomes_an_example():
+    example = choice_task().example({"text": "a film", "label": "b", "other": 1}, "f:2")
+    assert (example.before, example.text, example.after) == ("", "a film", "\nIs:")
+    assert (example.completion, example.choices, example.label) == (" b", (" a", " b"), 1)
+    assert (example.references, example.where) == (("b",), "f:2")
+
+
+def test_labels_need_not_be_texts():
+    task = choice_task(choices={"0": " no", "1": " yes"})
+    assert task.example({"text": "a", "label": 1}).completion == " yes"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"label": "a"}, "no field `text`; the fields are label"),
+        ({"text": "a"}, "no field `label`; the fields are text"),
+        ({"text": "  ", "label": "a"}, "field `text` is empty"),
+        ({"text": 5, "label": "a"}, "field `text` must be text, got int"),
+        ({"text": None, "label": "a"}, "field `text` must be text, got NoneType"),
+        ({"text": "a", "label": "c"}, r"Label 'c' in `label` is not one of a, b: map it with `label_map`"),
+        ({}, r"the fields are \(none\)"),
+    ],
+)
+def test_a_bad_row_says_why(row, message):
+    with pytest.raises(RowError, match=message):
+        choice_task().example(row)
+
+
+def own_choices(**fields) -> ChoiceTask:
+    return choice_task(choices={}, choices_field="endings", label_field="gold", **fields)
+
+
+@pytest.mark.parametrize("gold", [1, "1", "it ends", " it ends "])
+def test_a_row_brings_its_own_choices(gold):
+    row = {"text": "a film", "endings": ["it goes on", " it ends "], "gold": gold}
+    example = own_choices().example(row)
+    assert example.choices == (" it goes on", " it ends")
+    assert (example.completion, example.label, example.references) == (" it ends", 1, ("it ends",))
+    quoted = own_choices(choice=' "{choice}"').example(row)
+    assert quoted.completion == ' "it ends"' and quoted.references == ("it ends",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gold": 2}, "its index from 0 to 1, got 2"),
+        ({"gold": -1}, "got -1"),
+        ({"gold": True}, "got True"),
+        ({"gold": None}, "got None"),
+        ({"gold": "elsewhere"}, "got 'elsewhere'"),
+        ({"endings": ["one"]}, "a list of two or more texts"),
+        ({"endings": "one two"}, "a list of two or more texts"),
+        ({"endings": ["one", ""]}, "a list of two or more texts"),
+    ],
+)
+def test_bad_choices_of_a_row_say_why(changes, message):
+    with pytest.raises(RowError, match=message):
+        own_choices().example({"text": "a", "endings": ["one", "two"], "gold": 0, **changes})
+
+
+# Text
+
+
+def test_the_first_of_several_answers_is_learnt_and_all_count():
+    row = {"question": "Who?", "context": "Mary", "answer": [" Mary ", "Shelley", "Mary"]}
+    example = text_task().example(row)
+    assert example.completion == " Mary" and example.references == ("Mary", "Shelley")
+    assert (example.choices, example.label) == ((), None)
+
+
+def test_an_extractive_answer_stands_in_its_passage():
+    task = text_task(context_field="context")
+    row = {"question": "Who?", "context": "Mary Shelley", "answer": ["the author", "Shelley"]}
+    assert task.example(row).references == ("Shelley",)
+    with pytest.raises(RowError, match="'the author' does not stand in `context`"):
+        task.example({**row, "answer": "the author"})
+
+
+def test_an_empty_answer_is_malformed_unless_there_may_be_none():
+    row = {"question": "Who?", "context": "Mary"}
+    for answer in ("", " ", [], ["Mary", ""]):
+        with pytest.raises(RowError, match="the answer in `answer` is empty"):
+            text_task().example({**row, "answer": answer})
+    assert text_task(no_answer="unknown").example({**row, "answer": []}).completion == " unknown"
+    for answer in (5, [5], None):
+        with pytest.raises(RowError, match="must be a text or a list of texts"):
+            text_task().example({**row, "answer": answer})
+
+
+def test_the_field_to_cut_is_the_last_one_or_the_one_named():
+    row = {"question": "Who?", "context": "Mary", "answer": "Mary"}
+    last = text_task().example(row)
+    assert (last.before, last.text, last.after) == ("Q: Who?\nP: ", "Mary", "\nA:")
+    first = text_task(cut_field="question").example(row)
+    assert (first.before, first.text, first.after) == ("Q: ", "Who?", "\nP: Mary\nA:")
+
+
+def test_braces_in_a_row_are_text():
+    row = {"question": "{context} {0}", "context": "}{", "answer": "{x}"}
+    example = text_task().example(row)
+    assert example.prompt == "Q: {context} {0}\nP: }{\nA:" and example.completion == " {x}"
+
+
+# YAML
+
+
+YAML = """
+kind: choice
+metrics: [accuracy]
+choices_field: options
+languages:
+  en:
+    prompt: "{premise} Question: {hypothesis} True or false? Answer:"
+    choices_field: ""
+    choices: {entailment: " true", contradiction: " false"}
+  ko:
+    name: nli-ko
+    prompt: "{premise} 질문: {hypothesis}"
+"""
+
+
+def test_a_task_from_yaml(tmp_path):
+    path = tmp_path / "nli.yaml"
+    path.write_text(YAML, encoding="utf-8")
+    tasks = load_task(path)
+    assert list(tasks) == ["en", "ko"] and [task.name for task in tasks.values()] == ["nli", "nli-ko"]
+    assert get_task(str(path), "ko") == tasks["ko"]
+    assert tasks["en"].labels == ["entailment", "contradiction"] and tasks["en"].metrics == ["accuracy"]
+    assert tasks["ko"].choices_field == "options" and tasks["ko"].labels == []
+    example = tasks["en"].example({"premise": "It rains.", "hypothesis": "It is wet.", "label": "entailment"})
+    assert example.prompt == "It rains. Question: It is wet. True or false? Answer:"
+    with pytest.raises(ValueError, match="en, ko"):
+        get_task(str(path), "fr")
+
+
+def test_a_text_task_from_yaml(tmp_path):
+    path = tmp_path / "summary.yml"
+    path.write_text('kind: text\nnum_beams: 2\nlanguages:\n  en: {prompt: "{text}\\nTL;DR:"}\n', encoding="utf-8")
+    task = get_task(str(path))
+    assert isinstance(task, TextTask) and (task.num_beams, task.name, task.target_field) == (2, "summary", "target")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: list\nlanguages: {en: {prompt: '{a}'}}", "`kind` .* must be one of choice, text, got 'list'"),
+        ("kind: text", "`languages` .* must map"),
+        ("kind: text\nlanguages: {en: 5}", r"`languages\.en` .* must be a mapping"),
+        ("kind: text\nlanguages: {en: {promt: '{a}'}}", "prompt"),
+        ("kind: text\nlanguages: {en: {prompt: '{a}', num_beams: many}}", "num_beams"),
+        ("kind: text\nlanguages: {en: {prompt: 'none'}}", "no field in it"),
+    ],
+)
+def test_a_yaml_that_is_no_task_says_why(tmp_path, text, message):
+    path = tmp_path / "task.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_task(path)
+
+
+def test_changes_are_checked():
+    task = get_task("sentiment")
+    changed = with_changes(
+        task, {"prompt": "{text} It was", "choices": {"negative": " bad", "positive": " good"}}, "r"
+    )
+    assert changed.prompt == "{text} It was" and changed.metrics == task.metrics
+    assert with_changes(task, {}, "r") == task
+    with pytest.raises(ValueError, match=r"`?normalisation`?.*normalization"):
+        with_changes(task, {"normalisation": "sum"}, "r")
+    with pytest.raises(ValueError, match="num_beams"):
+        with_changes(get_task("qa"), {"num_beams": "four"}, "r")
+    with pytest.raises(ValueError, match="ends in white space"):
+        with_changes(task, {"prompt": "{text} "}, "r")
+
+
+# task.json
+
+
+@pytest.mark.parametrize(
+    ("task", "kind"),
+    [(get_task("sentiment", "ko"), "choice"), (get_task("qa"), "text"), (own_choices(choice=" {choice}."), "choice")],
+)
+def test_what_is_kept_beside_a_model_comes_back(tmp_path, task, kind):
+    record = TaskRecord(
+        task, kind, "ko", head="classification", max_length=64, fields={"text": "document"}, label_map={"0": "부정"}
+    )
+    save_task(record, tmp_path)
+    assert saved_task(tmp_path) == record
+    assert "부정" in (tmp_path / TASK_FILE).read_text(encoding="utf-8")
+    assert [path.name for path in tmp_path.iterdir()] == [TASK_FILE]
+
+
+def test_a_model_without_a_task_has_none(tmp_path):
+    assert saved_task(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda values: "{",
+        lambda values: "[]",
+        lambda values: json.dumps({**values, "head": "regression"}),
+        lambda values: json.dumps({**values, "kind": "list"}),
+        lambda values: json.dumps({**values, "shots": 3}),
+        lambda values: json.dumps({**values, "task": {**values["task"], "colour": "red"}}),
+        lambda values: json.dumps({key: value for key, value in values.items() if key != "task"}),
+    ],
+)
+def test_a_damaged_record_is_named(tmp_path, damage):
+    save_task(TaskRecord(get_task("sentiment"), "choice", "en"), tmp_path)
+    path = tmp_path / TASK_FILE
+    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{TASK_FILE} cannot be read"):
+        saved_task(tmp_path)

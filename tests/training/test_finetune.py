@@ -7,9 +7,17 @@ import torch
 from helpers import launch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hfgpt.generation import generate, load
+from hfgpt.tasks.saved import saved_task
 from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments
 from hfgpt.training.finetune import finetune
 
@@ -64,17 +72,45 @@ def results(folder):
 
 def test_full_fine_tuning_learns_the_task(full):
     scores = results(full)
-    assert scores["eval_accuracy"] > 0.9 > 0.65 > scores["eval_majority_accuracy"] >= 0.5
-    assert 0.0 <= scores["eval_random_start_accuracy"] <= 1.0
+    assert scores["eval_accuracy"] > 0.9 > 0.65 > scores["eval_majority_accuracy"] > 0.35
+    assert scores["eval_accuracy_low"] > scores["baseline_majority_accuracy_high"]
+    assert scores["eval_accuracy_low"] <= scores["eval_accuracy"] <= scores["eval_accuracy_high"]
+    assert 0.0 <= scores["eval_random_start_accuracy_low"] <= scores["eval_random_start_accuracy"] <= 1.0
     assert scores["eval_macro_f1"] > 0.9
+    assert (scores["trainable_share"], scores["train_rows_cut"], scores["test_rows_malformed"]) == (1.0, 0, 0)
     assert scores["train_rows"] + scores["test_rows"] == 400
     assert 50 < scores["test_rows"] < 150
     assert not (full / "random-start").exists()
 
 
+def test_predictions_of_the_test_rows_are_kept(full, reviews_file):
+    scores = results(full)
+    rows = [json.loads(line) for line in (full / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == scores["test_rows"]
+    assert sum(row["correct"] for row in rows) / len(rows) == pytest.approx(scores["eval_accuracy"])
+    reviews = [json.loads(line) for line in reviews_file.read_text().splitlines()]
+    for row in rows:
+        review = reviews[int(row["where"].rsplit(":", 1)[1]) - 1]
+        assert row["prompt"] == PROMPT.format(text=review["text"])
+        assert row["references"] == [{"fresh": "positive", "rotten": "negative"}[review["verdict"]]]
+        assert row["correct"] == (row["prediction"] in row["references"])
+        best = max(range(2), key=row["scores"].__getitem__)
+        assert row["prediction"] == ["negative", "positive"][best]
+
+
+def test_the_task_is_kept_beside_the_weights(full, lora):
+    for folder in (full, lora):
+        record = saved_task(folder)
+        assert (record.kind, record.language, record.head, record.max_length) == ("choice", "en", "lm", 64)
+        assert (record.task.prompt, record.task.choices) == (PROMPT, LABEL_WORDS)
+        assert record.fields == {"label": "verdict"}
+        assert record.label_map == {"fresh": "positive", "rotten": "negative"}
+
+
 def test_lora_learns_the_task_and_leaves_an_adapter(lora, pretrained):
     scores = results(lora)
     assert scores["eval_accuracy"] > scores["eval_majority_accuracy"] + 0.1
+    assert 0 < scores["trainable_share"] < 0.5
     weights = load_file(lora / "adapter_model.safetensors")
     assert weights and all(tensor.abs().sum() > 0 for name, tensor in weights.items() if "lora_B" in name)
     modules = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in weights}
@@ -138,6 +174,18 @@ def test_an_unmapped_label_is_explained(pretrained, reviews_file, tmp_path):
         test_fraction=0.25,
         label_field="verdict",
         label_map={"fresh": "positive"},
+        max_bad_rows=5,
     )
-    with pytest.raises(ValueError, match=r"Label 'rotten' in `verdict`.*`label_map`"):
+    with pytest.raises(ValueError, match=r"reviews.jsonl:\d+: Label 'rotten' in `verdict`.*`label_map`"):
         finetune(config, FinetuningArguments(output_dir=str(tmp_path)))
+
+
+def test_the_same_recipe_fine_tunes_a_llama(pretrained, reviews_file, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    base = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes))
+    base.save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    run_recipe(tmp_path / "llama", reviews_file, tmp_path / "out", use_peft="true", learning_rate=2e-2)
+    assert results(tmp_path / "out")["eval_accuracy"] > 0.8

@@ -1,0 +1,1 @@
+"""Scores of models: the paper's zero-, one- and few-shot protocol, fine-tuned models on any rows, and perplexity."""

@@ -1,0 +1,138 @@
+"""Examples as token ids: nothing but the text is ever cut, and the loss falls on completions alone."""
+
+import pytest
+import torch
+from small_models import KINDS, make_model, make_tokenizer, random_ids
+
+from hfgpt.tasks import Example, TextTask, get_task
+from hfgpt.tasks.encoding import CompletionCollator, encode, first_ids, token_ids
+
+
+FILM = "The film was dull. "
+
+
+def test_prompt_completion_and_choices():
+    tokenizer = make_tokenizer()
+    example = get_task("sentiment").example({"text": FILM * 2, "label": "positive"})
+    encoded = encode(tokenizer, example, max_length=200)
+    assert tokenizer.decode(encoded.prompt_ids) == f"Review: {FILM * 2}\nSentiment:"
+    assert [tokenizer.decode(choice) for choice in encoded.choice_ids] == [" negative", " positive"]
+    assert encoded.completion_ids == encoded.choice_ids[1] and encoded.cut_tokens == 0
+
+
+def test_free_text_ends_in_the_end_of_text():
+    tokenizer = make_tokenizer()
+    example = TextTask(name="x", prompt="{q}\nA:").example({"q": "a", "target": "dull"})
+    ids = encode(tokenizer, example, 100).completion_ids
+    assert ids[-1] == tokenizer.eos_token_id and tokenizer.decode(ids[:-1]) == " dull"
+    # A row to be predicted only has no answer, and so no end of one.
+    assert encode(tokenizer, Example("", "a", "\nA:", ""), 100).completion_ids == []
+
+
+@pytest.mark.parametrize("room", [None, 20])
+def test_a_long_text_loses_its_end_and_never_the_template(room):
+    tokenizer = make_tokenizer()
+    example = get_task("sentiment").example({"text": FILM * 50, "label": "negative"})
+    whole = encode(tokenizer, example, 10_000)
+    encoded = encode(tokenizer, example, max_length=80, room=room)
+    text = tokenizer.decode(encoded.prompt_ids)
+    # Room for the longest choice, or as much as was asked for.
+    assert len(encoded.prompt_ids) == 80 - (room or max(map(len, encoded.choice_ids)))
+    assert text.startswith("Review: The film was dull.") and text.endswith("\nSentiment:")
+    assert encoded.cut_tokens == len(whole.prompt_ids) - len(encoded.prompt_ids) > 0
+    assert encoded.prompt_ids[:40] == whole.prompt_ids[:40]
+
+
+def test_a_text_that_just_fits_is_whole():
+    tokenizer = make_tokenizer()
+    example = get_task("sentiment").example({"text": FILM * 5, "label": "negative"})
+    whole = encode(tokenizer, example, 10_000)
+    length = len(whole.prompt_ids) + max(map(len, whole.choice_ids))
+    assert encode(tokenizer, example, length) == whole
+    assert encode(tokenizer, example, length - 1).cut_tokens == 1
+
+
+def test_a_template_that_does_not_fit_is_named_by_its_row():
+    tokenizer = make_tokenizer()
+    example = get_task("sentiment").example({"text": FILM, "label": "negative"}, "reviews.jsonl:7")
+    with pytest.raises(ValueError, match=r"reviews\.jsonl:7: .*`max_length` is 8"):
+        encode(tokenizer, example, 8)
+
+
+def test_the_middle_field_is_cut_where_the_task_says():
+    tokenizer = make_tokenizer()
+    task = TextTask(name="qa", prompt="Passage: {context}\nQuestion: {question}\nAnswer:", cut_field="context")
+    example = task.example({"context": FILM * 30, "question": "Who wrote it?", "target": "Mary"})
+    text = tokenizer.decode(encode(tokenizer, example, 90).prompt_ids)
+    assert text.startswith(f"Passage: {FILM}") and text.endswith("\nQuestion: Who wrote it?\nAnswer:")
+
+
+@pytest.mark.parametrize("text", ["a {text} {0} }{ film", "{", "감동 {그} 자체"])
+def test_braces_in_a_text_are_text(text):
+    tokenizer = make_tokenizer()
+    encoded = encode(tokenizer, get_task("sentiment").example({"text": text, "label": "negative"}), 200)
+    assert tokenizer.decode(encoded.prompt_ids) == f"Review: {text}\nSentiment:"
+
+
+def test_the_korean_task_asks_and_answers_in_korean():
+    tokenizer = make_tokenizer()
+    example = get_task("sentiment", "ko").example({"text": "감동 그 자체입니다", "label": "positive"})
+    encoded = encode(tokenizer, example, 200)
+    assert tokenizer.decode(encoded.prompt_ids) == "리뷰: 감동 그 자체입니다\n감정:"
+    assert [tokenizer.decode(choice) for choice in encoded.choice_ids] == [" 부정", " 긍정"]
+
+
+def test_a_tokenizer_that_begins_texts_begins_prompts_and_not_completions():
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    plain = make_tokenizer()
+    assert first_ids(plain) == []
+    llama = PreTrainedTokenizerFast(
+        tokenizer_object=type(plain.backend_tokenizer).from_str(plain.backend_tokenizer.to_str()),
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+    )
+    llama.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", llama.bos_token_id)]
+    )
+    assert first_ids(llama) == [llama.bos_token_id]
+    example = get_task("sentiment").example({"text": FILM * 20, "label": "negative"})
+    for max_length in (1000, 60):
+        encoded = encode(llama, example, max_length)
+        ours = encode(plain, example, max_length - 1)
+        assert encoded.prompt_ids == [llama.bos_token_id, *ours.prompt_ids]
+        assert encoded.choice_ids == ours.choice_ids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_has_its_loss_on_the_completions_alone(kind):
+    model = make_model(kind)
+    examples = [
+        {"prompt_ids": prompt, "completion_ids": completion}
+        for prompt, completion in zip(random_ids(3, 1, 20), random_ids(2, 1, 5, seed=3))
+    ]
+    loss = model(**CompletionCollator(pad_token_id=0)(examples)).loss
+    total = count = 0
+    for example in examples:
+        prompt, completion = example["prompt_ids"], torch.tensor(example["completion_ids"])
+        log_probs = model(torch.tensor([prompt + completion.tolist()])).logits[0].log_softmax(-1)
+        total += log_probs[len(prompt) - 1 : -1].gather(-1, completion.unsqueeze(-1)).sum()
+        count += len(completion)
+    torch.testing.assert_close(loss, -total / count, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_in_a_batch():
+    batch = CompletionCollator(pad_token_id=0)(
+        [{"prompt_ids": [5, 6, 7], "completion_ids": [8, 9]}, {"prompt_ids": [10], "completion_ids": [11]}]
+    )
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9], [0, 0, 0, 10, 11]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 0, 0, 1, 1]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]]
+    assert batch["labels"].tolist() == [[-100, 8, 9], [-100, -100, 11]]
+    assert batch["logits_to_keep"] == 3
+
+
+def test_ids_of_nothing_are_none():
+    assert token_ids(make_tokenizer(), "") == []

@@ -50,16 +50,16 @@ STAGES: list[tuple[str, str, str, str, tuple[str, ...]]] = [
     (
         "sentiment-full",
         "fine-tune all its weights to tell good reviews from bad, and the same from a random start",
-        f"{LAUNCH} recipes/finetune.py --config recipes/finetune/demo-sentiment-full.yaml",
+        f"{LAUNCH} recipes/finetune.py --config recipes/finetune/sentiment-full.yaml",
         "sentiment-full/all_results.json",
-        ("recipes/finetune/demo-sentiment-full.yaml",),
+        ("recipes/finetune/sentiment-full.yaml",),
     ),
     (
         "sentiment-lora",
         "fine-tune a LoRA adapter for the same, and the same from a random start",
-        f"{LAUNCH} recipes/finetune.py --config recipes/finetune/demo-sentiment-lora.yaml",
+        f"{LAUNCH} recipes/finetune.py --config recipes/finetune/sentiment-lora.yaml",
         "sentiment-lora/all_results.json",
-        ("recipes/finetune/demo-sentiment-lora.yaml",),
+        ("recipes/finetune/sentiment-lora.yaml",),
     ),
 ]
 PROMPT = "The film"

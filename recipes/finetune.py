@@ -1,7 +1,7 @@
 """Fine-tune a causal language model for a task, all weights or LoRA.
 
     accelerate launch --config_file recipes/accelerate/cpu.yaml recipes/finetune.py \
-        --config recipes/finetune/demo-sentiment-full.yaml
+        --config recipes/finetune/sentiment-full.yaml
 
 Any field of the recipe can be given on the command line; `--help` lists them all. The same command again resumes.
 """

@@ -208,7 +208,7 @@ def test_evaluate_prints_a_table(pretrained, labelled, capsys):
         (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--labels", "16"], "--curve RECIPE"),
         (["MODEL", "--curve", "recipe.yaml"], "leave out MODEL"),
         (["--curve", "recipe.yaml", "--shots", "1"], "leave out --shots"),
-        (["--curve", "recipes/finetune/imdb-sentiment-full.yaml", "--labels", "few"], "`--labels` takes numbers"),
+        (["--curve", "recipes/finetune/sentiment-full-imdb.yaml", "--labels", "few"], "`--labels` takes numbers"),
     ],
 )
 def test_evaluate_refuses_what_cannot_be(pretrained, capsys, words, message):

@@ -122,7 +122,7 @@ def test_the_demos_recipes_fit_together():
     corpus = load_corpus_config(RECIPES / "corpus" / "demo.yaml")
     reviews = next(source for source in corpus.sources if source.name == "film-reviews")
     for name in ("full", "lora"):
-        recipe = yaml.safe_load((RECIPES / "finetune" / f"demo-sentiment-{name}.yaml").read_text())
+        recipe = yaml.safe_load((RECIPES / "finetune" / f"sentiment-{name}.yaml").read_text())
         assert reviews.path == recipe["train_path"]
         assert (reviews.group_by, reviews.test_fraction) == (recipe["group_by"], recipe["test_fraction"])
         assert (reviews.part, reviews.split_seed) == ("train", recipe.get("split_seed", 0))

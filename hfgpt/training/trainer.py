@@ -25,6 +25,7 @@ from .callbacks import StragglerCallback, TerminalCallback, ThroughputCallback, 
 from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, remove
 from .interruption import StopAgreement
 from .launch import tensor_parallel_size
+from .optimizer import MuonAdam, block_matrices, is_muon
 from .saving import SavingTrainer
 from .schedule import BatchSchedule, learning_rate_factor
 from .steps import Position, StepLoader, StepRows
@@ -121,9 +122,11 @@ class PretrainingTrainer(SavingTrainer):
         self.position = position
         args, groups = self.args, self.optimizer.param_groups
         now = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-        for group in groups:  # as the recipe says now, not as the checkpoint did
-            group.update({name: value for name, value in now.items() if name in group})
-        groups[0]["weight_decay"] = args.weight_decay  # Trainer's first group; the other does not decay
+        for number, group in enumerate(groups):  # as the recipe says now, not as the checkpoint did
+            if not is_muon(group):
+                group.update({name: value for name, value in now.items() if name in group})
+            if number == 0 or is_muon(group):  # Trainer's first group decays, and its second does not
+                group["weight_decay"] = args.weight_decay
         self._loss_sum, self._loss_steps = position.loss_sum, position.loss_steps
         seen, remaining = position.sequences_seen, args.max_steps - self.state.global_step
         self._steps = self.schedule.steps(seen)
@@ -144,6 +147,31 @@ class PretrainingTrainer(SavingTrainer):
         self._set_learning_rate()
         self._stop.ask()
         return [batch], count * (self.schedule.sequence_length - 1)  # the first token of a sequence has no prediction
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's, or with `muon` that for the matrices of the blocks."""
+        if self.optimizer is None and self.args.muon:
+            args, model = self.args, self.model if model is None else model
+            assert args.learning_rate is not None  # `pretrain` takes the preset's
+            matrices = block_matrices(self.accelerator.unwrap_model(model))
+            own = set(map(id, matrices))
+            decayed = set(self.get_decay_parameter_names(model))
+            others = [
+                (name in decayed, weight)
+                for name, weight in model.named_parameters()
+                if weight.requires_grad and id(weight) not in own
+            ]
+            self.optimizer = MuonAdam(
+                [weight for decays, weight in others if decays],
+                [weight for decays, weight in others if not decays],
+                matrices,
+                lr=args.learning_rate,
+                weight_decay=args.weight_decay,
+                betas=(args.adam_beta1, args.adam_beta2),
+                eps=args.adam_epsilon,
+                fused=args.optim == "adamw_torch_fused",
+            )
+        return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:
         """The schedule of `schedule.py`, at the tokens seen by the end of each step; it has no count of its own."""

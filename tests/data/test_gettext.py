@@ -50,6 +50,10 @@ def test_messages_come_with_their_translation_and_context(tmp_path, order):
         ("Save %1\nnow", "지금 %1 저장", ""),
     ]
     assert errors.count == 0 and errors.passed_over == {"header": 1, "not translated": 2}
+    assert read(path, text_field="text")[1].count == 0
+    assert ["Open", "열기"] in [
+        row["text"].split("\n") for row in read_rows(SourceConfig(path=str(path)), RowErrors())
+    ]
     # The file is one that others read, too.
     assert gettext.GNUTranslations(io.BytesIO(path.read_bytes())).gettext("Open") == "열기"
 

@@ -12,13 +12,16 @@ PROMPTS = {
     "ko": "질문: {question}\n지문: {context}\n답:",
 }
 
+# F1 over words; in Korean, whose words carry particles, over characters.
+METRICS = {"en": ["f1", "exact_match"], "ko": ["char_f1", "f1", "exact_match"]}
+
 QA = {
     language: TextTask(
         name="qa" if language == "en" else f"qa-{language}",
         prompt=prompt,
         target_field="answer",
         context_field="context",
-        metrics=["f1", "exact_match"],
+        metrics=METRICS[language],
         max_new_tokens=32,
     )
     for language, prompt in PROMPTS.items()
@@ -29,7 +32,7 @@ FREE_QA = {
         name="free-qa" if language == "en" else f"free-qa-{language}",
         prompt=prompt,
         target_field="answer",
-        metrics=["f1", "exact_match"],
+        metrics=METRICS[language],
     )
     for language, prompt in PROMPTS.items()
 }

@@ -17,7 +17,8 @@ def _translation(source: str, target: str) -> TextTask:
         name=f"translation-{source}-{target}",
         prompt=f"{names[source]}: {{{source}}}\n{names[target]}:",
         target_field=target,
-        metrics=["chrf", "bleu", "exact_match"],
+        # Words of Korean carry particles: BLEU over characters.
+        metrics=["chrf", "bleu_char" if target == "ko" else "bleu", "exact_match"],
         max_new_tokens=128,
     )
 

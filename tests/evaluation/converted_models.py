@@ -34,6 +34,7 @@ def save_pair(folder: Path) -> tuple[GPT2LMHeadModel, Any, Path]:
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
+    torch.manual_seed(0)
     model = GPT2LMHeadModel(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -310,7 +310,7 @@ def _read(
             examples.append(row)
             continue
         try:
-            examples.append(task.example(fields.apply(row, task), f"row:{number}"))
+            examples.append(fields.example(row, task, f"row:{number}"))
         except RowError as error:
             errors.add("row", number, str(error))
     if not examples:

@@ -1,5 +1,6 @@
 """Rows of any data set as a task's examples: fields and labels by the user's names, bad rows by file and line, counted."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,11 +33,19 @@ class FieldMap:
                 f"{', '.join(task.fields)}."
             )
 
-    def by_the_data(self, message: str) -> str:
-        """A message about the task's fields in the names that the data has for them."""
-        for name, own in self.fields.items():
-            message = message.replace(f"`{name}`", f"`{own}`")
-        return message
+    def example(self, row: Mapping[str, Any], task: Task, where: str) -> Example:
+        """What `task` asks of a row of the data.
+
+        Raises:
+            RowError: It cannot be asked; the message has the data's names of fields.
+        """
+        values = self.apply(row, task)
+        try:
+            return task.example(values, where)
+        except RowError as error:
+            # In one pass: the data may have a name of the task's for something else.
+            said = re.sub(r"`(\w+)`", lambda name: f"`{self.fields.get(name[1], name[1])}`", str(error))
+            raise RowError(said) from None
 
     def apply(self, row: Mapping[str, Any], task: Task) -> dict[str, Any]:
         """A row by the task's names.
@@ -137,9 +146,9 @@ def _examples(task: Task, source: SourceConfig, errors: RowErrors, field_map: Fi
             errors.pass_over(reason)
             continue
         try:
-            example = task.example(field_map.apply(row, task), f"{file}:{line}")
+            example = field_map.example(row, task, f"{file}:{line}")
         except RowError as error:
-            errors.add(file, line, field_map.by_the_data(str(error)))
+            errors.add(file, line, str(error))
             continue
         yield example
         taken += 1

@@ -167,6 +167,12 @@ def test_a_bad_row_is_told_in_the_names_of_the_data(read):
     assert "Label 'odd' in `verdict`" in errors.examples[0] and "`label`" not in errors.examples[0]
 
 
+def test_a_name_that_the_data_has_for_another_field_is_not_mistaken(read):
+    rows = [{"text": "odd", "body": "x"}, {"body": "x"}, {"text": "positive", "body": "x"}]
+    _, errors = read(SENTIMENT, rows, fields={"text": "body", "label": "text"})
+    assert "Label 'odd' in `text` is" in errors.examples[0] and "no field `text`" in errors.examples[1]
+
+
 def test_rows_may_bring_their_own_choices(read):
     task = ChoiceTask(name="own", prompt="{text}", choices_field="options")
     rows = [

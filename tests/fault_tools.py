@@ -262,6 +262,19 @@ def at_call(target: str, numbers: Iterable[int], action: str, ranks: Iterable[in
     wrap(target, wrapper)
 
 
+def disk_full_for(target: str, part: str, ranks: Iterable[int] | None = None) -> None:
+    """Find the disk full in each call of a function whose first argument is a path with this in it."""
+    if ranks is not None and this_rank() not in ranks:
+        return
+
+    def wrapper(original: Any, path: Any, *args: Any, **kwargs: Any) -> Any:
+        if part in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, *args, **kwargs)
+
+    wrap(target, wrapper)
+
+
 def at_steps(steps: Iterable[int], action: Callable[[], None], ranks: Iterable[int] | None = None) -> None:
     """Act in the forward pass of these steps, each time that it is run."""
     wanted = set(steps)

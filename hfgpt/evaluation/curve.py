@@ -49,7 +49,7 @@ MIN_STEPS = 100
 TRAINING_FIELDS = (
     "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "world_size", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
-    "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "bf16", "fp16", "train_sampling_strategy",
+    "muon", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "bf16", "fp16", "train_sampling_strategy",
 )  # fmt: skip
 # What it does not depend on: the curve has its own.
 OTHER_FIELDS = ("random_start", "compare_random_start", "early_stopping_patience", "max_eval_rows")

@@ -3,7 +3,7 @@
 A new one is a file like `sentiment.py`, or a YAML file whose path stands in the place of a name:
 
     name: nli
-    kind: choice                        # or text
+    kind: choice                        # or text, or cloze
     languages:
       en:
         prompt: "{premise} Question: {hypothesis} True or false? Answer:"
@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config import from_mapping, read_yaml, unknown_key
 from .base import ChoiceTask, Example, RowError, Task, TextTask
+from .cloze import CLOZE_QA, ClozeTask
 from .qa import FREE_QA, QA
 from .sentiment import SENTIMENT
 from .translation import TRANSLATION
@@ -28,8 +29,9 @@ TASKS: dict[str, Mapping[str, Task]] = {
     "translation": TRANSLATION,
     "qa": QA,
     "free-qa": FREE_QA,
+    "cloze-qa": CLOZE_QA,
 }
-KINDS: dict[str, type[Task]] = {"choice": ChoiceTask, "text": TextTask}
+KINDS: dict[str, type[Task]] = {"choice": ChoiceTask, "text": TextTask, "cloze": ClozeTask}
 
 
 def get_task(name: str, language: str = "en") -> Task:
@@ -50,7 +52,7 @@ def get_task(name: str, language: str = "en") -> Task:
 
 
 def load_task(path: str | Path) -> dict[str, Task]:
-    """A task from a YAML file, by language: `name`, `kind` (choice or text), fields that all languages share, and
+    """A task from a YAML file, by language: `name`, `kind` (choice, text or cloze), fields that all languages share, and
     `languages` with those that differ.
 
     Raises:
@@ -84,4 +86,15 @@ def with_changes(task: Task, changes: Mapping[str, Any], where: str) -> Task:
     return from_mapping(type(task), {**own, **changes}, where)
 
 
-__all__ = ["TASKS", "ChoiceTask", "Example", "RowError", "Task", "TextTask", "get_task", "load_task", "with_changes"]
+__all__ = [
+    "TASKS",
+    "ChoiceTask",
+    "ClozeTask",
+    "Example",
+    "RowError",
+    "Task",
+    "TextTask",
+    "get_task",
+    "load_task",
+    "with_changes",
+]

@@ -90,6 +90,13 @@ class CommonArguments(TrainingArguments):
     weight_decay: float = field(
         default=0.1, metadata={"help": "Weight decay of matrices, not of biases and LayerNorms; the paper's is 0.1."}
     )
+    muon: bool = field(
+        default=False,
+        metadata={
+            "help": "Muon for the matrices of the blocks, and Adam for the rest, at one learning rate: several times fewer "
+            "tokens to the same loss in small models. Not the paper's. Not with DeepSpeed or FSDP."
+        },
+    )
     # Newer transformers' name, which older ones do not have yet.
     activation_checkpointing: bool | None = field(
         default=None,
@@ -109,6 +116,12 @@ class CommonArguments(TrainingArguments):
     def __post_init__(self) -> None:
         asked = parse_flag_from_env("ACCELERATE_USE_CPU")
         sharded = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if self.muon and (sharded or self.deepspeed or self.fsdp):
+            raise ValueError(
+                "`muon` needs whole matrices: use DDP or one process, or leave it out under DeepSpeed and FSDP."
+            )
+        if self.muon and not str(self.optim).startswith("adamw_torch"):
+            raise ValueError(f"`muon` goes with torch's Adam for the other weights, and `optim` is {self.optim!r}.")
         if asked or not (torch.accelerator.is_available() or sharded):
             # Where to run is the accelerate config's business; TrainingArguments does not read it from there.
             self.use_cpu = True
@@ -207,13 +220,6 @@ class PretrainingArguments(CommonArguments):
         },
     )
     optim: str = field(default="adamw_torch_fused", metadata={"help": "Optimizer; the paper's is Adam."})
-    muon: bool = field(
-        default=False,
-        metadata={
-            "help": "Muon for the matrices of the blocks, and Adam for the rest, at one learning rate: several times fewer "
-            "tokens to the same loss in small models. Not the paper's. Not with DeepSpeed or FSDP."
-        },
-    )
     project: str = field(default="hfgpt", metadata={"help": "Project that trackio files the run under."})
     max_nonfinite_steps: int = field(
         default=10,
@@ -258,13 +264,6 @@ class PretrainingArguments(CommonArguments):
         for name, reason in UNSUPPORTED.items():
             if getattr(self, name, False):
                 raise ValueError(f"`{name}` cannot be used in pretraining: {reason}.")
-        sharded = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_FSDP")
-        if self.muon and (sharded or self.deepspeed or self.fsdp):
-            raise ValueError(
-                "`muon` needs whole matrices: use DDP or one process, or leave it out under DeepSpeed and FSDP."
-            )
-        if self.muon and not self.optim.startswith("adamw_torch"):
-            raise ValueError(f"`muon` goes with torch's Adam for the other weights, and `optim` is {self.optim!r}.")
         if not 0 <= self.warmup_tokens < self.decay_tokens:
             raise ValueError(
                 f"`warmup_tokens` ({self.warmup_tokens}) must be at least 0 and below `decay_tokens` ({self.decay_tokens})."

@@ -174,6 +174,8 @@ def check(config: FinetuneConfig, args: FinetuningArguments, task: Task) -> None
         raise ValueError(f"`class_balance` needs a task with labels; task {task.name!r} has none: leave it out.")
     if config.packing and args.train_sampling_strategy == "batch_rebalance":
         raise ValueError("`packing` and `train_sampling_strategy: batch_rebalance` do the same: leave out the latter.")
+    if config.use_peft and args.muon:
+        raise ValueError("`muon` is for the matrices of a model, not an adapter's: leave out `muon` or `use_peft`.")
     if not config.has_validation:
         for name, asked in (
             ("early_stopping_patience", config.early_stopping_patience is not None),

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers import Trainer
 
 
 class MuonAdam(Optimizer):
@@ -73,3 +74,35 @@ def block_matrices(model: nn.Module) -> list[nn.Parameter]:
     if not isinstance(layers, nn.ModuleList):
         raise ValueError(f"`muon` needs a model whose blocks are `layers`; {type(model).__name__} has none.")
     return [weight for weight in layers.parameters() if weight.requires_grad and weight.dim() == 2]
+
+
+def muon_adam_for(trainer: Trainer, model: nn.Module | None = None) -> MuonAdam:
+    """The optimizer of a trainer's model, with the fields of its arguments.
+
+    Args:
+        trainer: Whose weight decay leaves out biases and LayerNorms.
+        model: In place of the trainer's, as it is wrapped.
+
+    Raises:
+        ValueError: The model's blocks are not `layers`.
+    """
+    args, model = trainer.args, trainer.model if model is None else model
+    assert args.learning_rate is not None  # the recipe's, or what it is by default
+    matrices = block_matrices(trainer.accelerator.unwrap_model(model))
+    own = set(map(id, matrices))
+    decayed = set(trainer.get_decay_parameter_names(model))
+    others = [
+        (name in decayed, weight)
+        for name, weight in model.named_parameters()
+        if weight.requires_grad and id(weight) not in own
+    ]
+    return MuonAdam(
+        [weight for decays, weight in others if decays],
+        [weight for decays, weight in others if not decays],
+        matrices,
+        lr=args.learning_rate,
+        weight_decay=args.weight_decay,
+        betas=(args.adam_beta1, args.adam_beta2),
+        eps=args.adam_epsilon,
+        fused=args.optim == "adamw_torch_fused",
+    )

@@ -21,7 +21,9 @@ from ..tasks.metrics import score
 from ..tasks.saved import TaskRecord, save_task
 from ..tasks.scoring import Prediction, predict
 from . import checkpoints
+from .arguments import FinetuningArguments
 from .launch import tensor_parallel_size
+from .optimizer import muon_adam_for
 from .saving import SavingTrainer
 from .task_rows import EncodedExamples
 
@@ -38,7 +40,9 @@ class TaskTrainer(SavingTrainer):
         **kwargs: As for `transformers.Trainer`, with `processing_class`.
     """
 
+    args: FinetuningArguments
     control: Any
+    optimizer: Any
     state: Any
 
     def __init__(self, *, record: TaskRecord, validation: EncodedExamples | None = None, **kwargs: Any):
@@ -49,6 +53,12 @@ class TaskTrainer(SavingTrainer):
         weighted = "loss_weights" in self.data_collator(self.train_dataset[:1])
         losses: dict[str, Any] = {"classification": self._class_loss, "span": self._span_loss}
         self.compute_loss_func = losses.get(record.head, self._token_loss if weighted else None)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Trainer's, or with `muon` that for the matrices of the blocks."""
+        if self.optimizer is None and self.args.muon:
+            self.optimizer = muon_adam_for(self, model)
+        return super().create_optimizer(model)
 
     # Loss
 

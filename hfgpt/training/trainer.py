@@ -25,7 +25,7 @@ from .callbacks import StragglerCallback, TerminalCallback, ThroughputCallback, 
 from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_checkpoints, remove
 from .interruption import StopAgreement
 from .launch import tensor_parallel_size
-from .optimizer import MuonAdam, block_matrices, is_muon
+from .optimizer import is_muon, muon_adam_for
 from .saving import SavingTrainer
 from .schedule import BatchSchedule, learning_rate_factor
 from .steps import Position, StepLoader, StepRows
@@ -151,26 +151,7 @@ class PretrainingTrainer(SavingTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's, or with `muon` that for the matrices of the blocks."""
         if self.optimizer is None and self.args.muon:
-            args, model = self.args, self.model if model is None else model
-            assert args.learning_rate is not None  # `pretrain` takes the preset's
-            matrices = block_matrices(self.accelerator.unwrap_model(model))
-            own = set(map(id, matrices))
-            decayed = set(self.get_decay_parameter_names(model))
-            others = [
-                (name in decayed, weight)
-                for name, weight in model.named_parameters()
-                if weight.requires_grad and id(weight) not in own
-            ]
-            self.optimizer = MuonAdam(
-                [weight for decays, weight in others if decays],
-                [weight for decays, weight in others if not decays],
-                matrices,
-                lr=args.learning_rate,
-                weight_decay=args.weight_decay,
-                betas=(args.adam_beta1, args.adam_beta2),
-                eps=args.adam_epsilon,
-                fused=args.optim == "adamw_torch_fused",
-            )
+            self.optimizer = muon_adam_for(self, model)
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LambdaLR:

@@ -43,8 +43,9 @@ def make_block_mask(
         segments: (batch, key_length), equal for tokens of one packed sequence; without a cache only.
 
     Returns:
-        Booleans (batch or 1, blocks, 1, block, 2 * block), true where a query sees a key. SDPA gives zeros to a query that
-        sees none, as padding on the left does.
+        Booleans (batch or 1, blocks, 1, block, 2 * block), true where a query sees a key. One that would see none,
+        as in padding on the left, sees itself: some kernels make NaN of a query without keys, which a mean over tokens
+        would carry into every other.
     """
     block = block_size(sliding_window)
     blocks = -(-query_length // block)
@@ -62,6 +63,7 @@ def make_block_mask(
     if segments is not None:
         keys_of = by_block(segments, -1, -1)
         mask = mask & (keys_of[:, :, -block:, None] == keys_of[:, :, None, :])
+    mask = mask | ((distance == 0) & ~mask.any(dim=-1, keepdim=True))
     return mask.unsqueeze(2)
 
 

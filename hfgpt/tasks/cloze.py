@@ -114,8 +114,8 @@ class ClozeTask(TextTask):
             end -= 1
         if CLAUSE_END.search(sentence, begin, end):
             return "", 0, 0
-        if kind == "number" and YEAR.fullmatch(sentence[begin:end]):
-            kind = "year"
+        if NUMBER.fullmatch(sentence, begin, end):
+            kind = "year" if YEAR.fullmatch(sentence, begin, end) else "number"
         return (kind, begin, end) if begin < end else ("", 0, 0)
 
 

@@ -10,6 +10,7 @@ forward passes, and nothing that depends on one process's prompts (shared prefix
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -142,11 +143,23 @@ def predict(
             f"Task {task.name!r} cannot be asked by `head: {head}`: a choice task takes lm or classification, a text "
             "task lm or span."
         )
+    _check_numbers(scores, examples)
     labels = [max(range(len(row)), key=row.__getitem__) for row in scores]
     return [
         Prediction(_choice_name(task, example, label), label, tuple(row))
         for example, label, row in zip(examples, labels, scores)
     ]
+
+
+def _check_numbers(scores: Sequence[Sequence[float]], examples: Sequence[Example]) -> None:
+    """Raise a `ValueError` where a score is not a number: the first choice would look like the answer."""
+    bad = [example.where for row, example in zip(scores, examples) if any(map(math.isnan, row))]
+    if bad:
+        raise ValueError(
+            f"The model's scores of {len(bad)} of {len(examples)} rows are not numbers (first: {bad[0] or 'row 0'}). Its "
+            "weights may have diverged in training (a lower `learning_rate`, no fp16), or the attention implementation "
+            "fails on padding (try `attn_implementation: eager`)."
+        )
 
 
 def _choice_scores(
@@ -851,6 +864,9 @@ def find_spans(
         starts, ends = outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu()
         for row, job in enumerate(batch):
             place = places[job.index]
+            if place:
+                first, last = min(place), max(place) + 1
+                _check_numbers([(starts[row, first:last] + ends[row, first:last]).tolist()], [examples[job.index]])
             span = _best_span(starts[row], ends[row], sorted(place), max_answer_tokens)
             if span is not None:
                 characters = slice(place[span[0]][0], place[span[1]][1])

@@ -540,8 +540,16 @@ class FinetuningArguments(CommonArguments):
         metadata={"help": "When to save: no, steps, epoch or best. Default: steps; with evaluations to stop early."},
     )
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep."})
+    max_nonfinite_steps: int = field(
+        default=10,
+        metadata={
+            "help": "Stop after so many steps in a row whose loss or gradients are not finite. Each is skipped and logged."
+        },
+    )
 
     def __post_init__(self) -> None:
+        if self.max_nonfinite_steps < 1:
+            raise ValueError(f"`max_nonfinite_steps` must be at least 1, got {self.max_nonfinite_steps}.")
         # What stopping early asks for is known where the arguments meet the config, in `finetune`.
         self.left_out = {name for name in ("eval_strategy", "save_strategy") if getattr(self, name) is None}
         self.eval_strategy, self.save_strategy = self.eval_strategy or "no", self.save_strategy or "steps"

@@ -59,7 +59,7 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
     Returns:
         The metrics: for each of the task's own `eval_NAME` with the bootstrap interval `eval_NAME_low` and `_high`, the
         same of the baselines as `baseline_WHICH_NAME` and with `compare_random_start` as `eval_random_start_NAME`; numbers
-        of rows; `trainable_parameters` and `trainable_share`; `peak_memory_bytes`; and Trainer's own.
+        of rows; `trainable_parameters` and `trainable_share`; `nonfinite_steps`, which were skipped; `peak_memory_bytes`; and Trainer's own.
 
     Raises:
         ValueError: The model, the task and the data do not fit together.
@@ -80,7 +80,9 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
         write_predictions(task, predictions, rows.test.examples, Path(args.output_dir) / PREDICTIONS_FILE)
     if config.compare_random_start:
         metrics.update(random_start_scores(config, args, trainer, rows))
-    metrics.update(rows.counts, **sizes, peak_memory_bytes=peak_host_memory_bytes())
+    metrics.update(
+        rows.counts, **sizes, nonfinite_steps=trainer.nonfinite_steps, peak_memory_bytes=peak_host_memory_bytes()
+    )
     if peak_device_memory_bytes():
         metrics["peak_device_memory_bytes"] = peak_device_memory_bytes()
     trainer.log_metrics("all", metrics)

@@ -5,6 +5,7 @@ and the other heads go through Trainer's `compute_loss_func`, so that they too a
 accumulated batches hold together. Each process predicts its share of the rows.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -49,6 +50,7 @@ class TaskTrainer(SavingTrainer):
         # Trainer asks for a dataset where it evaluates during training; `evaluate` takes its own.
         super().__init__(eval_dataset=None if validation is None else validation.encoded, **kwargs)
         self.record, self.validation = record, validation
+        self.nonfinite_steps = self.nonfinite_in_a_row = 0
         self._weights = self._targets = torch.empty(0)
         weighted = "loss_weights" in self.data_collator(self.train_dataset[:1])
         losses: dict[str, Any] = {"classification": self._class_loss, "span": self._span_loss}
@@ -95,6 +97,29 @@ class TaskTrainer(SavingTrainer):
         ends = zip((outputs["start_logits"], outputs["end_logits"]), labels.unbind(-1))
         losses = [F.cross_entropy(logits.float(), positions, reduction="sum") for logits, positions in ends]
         return (losses[0] + losses[1]) / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """As Trainer's, which would take a step whose gradients are no numbers, and hide it from the log."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        if self.accelerator.scaler is not None:  # fp16: skipping such steps is how the scale is found
+            return norm
+        if norm is None or math.isfinite(float(norm)):
+            self.nonfinite_in_a_row = 0
+            return norm
+        if not self.is_deepspeed_enabled:  # which has not taken the step
+            model.zero_grad(set_to_none=True)
+        self.nonfinite_steps += 1
+        self.nonfinite_in_a_row += 1
+        step = self.state.global_step + 1
+        if self.is_world_process_zero():
+            logger.warning(f"Step {step}: the loss or the gradients are not finite (gradient norm {norm}). Skipped.")
+        if self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
+            raise ValueError(
+                f"The loss or the gradients were not finite in {self.nonfinite_in_a_row} steps in a row, the last being "
+                f"{step} (`max_nonfinite_steps`). Look at the data and the learning rate, or try another "
+                "`attn_implementation`."
+            )
+        return norm
 
     # Evaluation
 

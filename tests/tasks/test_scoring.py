@@ -444,6 +444,26 @@ def test_classes_are_those_of_each_prompt_alone(kind):
     torch.testing.assert_close(synced, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["lm", "classification", "span"])
+def test_scores_that_are_no_numbers_are_no_answer(head):
+    """Else the first choice would be taken for it, in every row."""
+    tokenizer, examples, encoded = encode_qa()
+    task: ChoiceTask | TextTask = TextTask(
+        "qa", "{question} {context}", context_field="context", target_field="answer"
+    )
+    if head != "span":
+        task = ChoiceTask("which", "{text}", choices={"no": " no", "yes": " yes"})
+        examples = [task.example({"text": word, "label": "yes"}, f"rows:{n}") for n, word in enumerate("ABC", start=1)]
+        encoded = [encode(tokenizer, example, max_length=30) for example in examples]
+    model = make_model(
+        "gpt3", head, vocab_size=len(tokenizer), **({"num_labels": 2} if head == "classification" else {})
+    )
+    with torch.no_grad():
+        next(model.parameters())[encoded[1].prompt_ids] = torch.nan
+    with pytest.raises(ValueError, match=r"scores of \d of \d rows are not numbers .*`learning_rate`"):
+        predict(model, tokenizer, task, examples, encoded, head=head, progress=False)
+
+
 def test_a_class_needs_the_padding_token():
     model = make_model("gpt3", "classification", num_labels=2)
     with pytest.raises(ValueError, match="Prompt 1 ends in the padding token 0"):

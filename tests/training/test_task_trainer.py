@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from hfgpt.tasks.saved import saved_task
 from hfgpt.training import finetune as module
 from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments
 from hfgpt.training.finetune import finetune, prepare
+from hfgpt.training.optimizer import MuonAdam, is_muon
 from hfgpt.training.task_rows import RowReader, oversample
 
 
@@ -165,6 +167,45 @@ def test_the_language_model_loss_of_prompts_comes_beside(base, questions, tmp_pa
     assert prompts.sum() > 5 * told.sum()
     expected = losses[told].mean() + 0.5 * losses[prompts].mean()
     assert loss == pytest.approx(expected.item(), abs=2e-4)
+
+
+@pytest.mark.parametrize("steps", [[2], [2, 3], [3, 4, 5]])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_told(steps, base, reviews_file, tmp_path, caplog):
+    """Trainer alone hides it from the log, and the weights are lost from there on."""
+    args = {"max_steps": 6, "max_nonfinite_steps": 3, "warmup_steps": 0}
+    trainer, _ = prepare(*recipe(base("gpt3"), reviews_file, tmp_path, args=args))
+    weights, original = [], trainer.compute_loss
+
+    def compute_loss(model, inputs, *rest, **kwargs):
+        weights.append(model.model.embed_tokens.weight.detach().clone())
+        loss = original(model, inputs, *rest, **kwargs)
+        if len(weights) in steps:
+            loss.register_hook(lambda gradient: gradient * float("nan"))  # the loss itself is a number
+        return loss
+
+    trainer.compute_loss = compute_loss
+    if len(steps) == 3:
+        with pytest.raises(ValueError, match=r"3 steps in a row, the last being 5 \(`max_nonfinite_steps`\)"):
+            trainer.train()
+    else:
+        trainer.train()
+        assert trainer.nonfinite_steps == len(steps)
+        assert all(weight.isfinite().all() for weight in weights)
+    for number, (before, after) in enumerate(pairwise(weights), start=1):
+        assert torch.equal(before, after) == (number in steps)
+    told = [record.message for record in caplog.records if "not finite" in record.message]
+    assert [f"Step {step}: " in message for step, message in zip(steps, told)] == [True] * len(steps)
+
+
+def test_muon_takes_the_matrices_of_the_blocks(base, reviews_file, tmp_path):
+    trainer, _ = prepare(*recipe(base("gpt3"), reviews_file, tmp_path, args={"muon": True, "max_steps": 2}))
+    before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, MuonAdam)
+    assert all(not torch.equal(weight, before[name]) for name, weight in trainer.model.named_parameters())
+    assert [is_muon(group) for group in trainer.optimizer.param_groups] == [False, False, True]
+    with pytest.raises(ValueError, match="`muon` needs a model whose blocks are `layers`"):
+        run(base("gpt2"), reviews_file, tmp_path / "gpt2", args={"muon": True, "max_steps": 2})
 
 
 @pytest.mark.parametrize("kind", ["gpt3", "gpt2", "llama"])
@@ -425,6 +466,8 @@ def test_rows_that_were_cut_left_out_or_malformed_are_counted(base, tmp_path, to
         ({"dropout": 1.0}, {}, "`dropout` must be at least 0 and below 1"),
         ({"head": "lmm"}, {}, "`head` must be one of 'lm', 'classification', 'span'"),
         ({"load_in_4bit": True}, {}, "set `use_peft: true`"),
+        ({"use_peft": True}, {"muon": True}, "leave out `muon` or `use_peft`"),
+        ({}, {"max_nonfinite_steps": 0}, "`max_nonfinite_steps` must be at least 1"),
         ({"task": "qa", "task_overrides": {"max_new_tokens": 128}}, {}, "leaves nothing of `max_length: 128`"),
     ],
 )

@@ -7,7 +7,7 @@ of either in a file of a few lines, or a YAML file (`load_task`).
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any
+from typing import Any, Literal
 
 
 class RowError(ValueError):
@@ -27,6 +27,7 @@ class Example:
         label: Index of `completion` among the choices; None where there are none.
         references: Answers that count as right; for a choice the name of the right one.
         where: File and line of the row, for messages.
+        cut_side: Which part of too long a text is cut: its "end" or its "start".
     """
 
     before: str
@@ -37,6 +38,7 @@ class Example:
     label: int | None = None
     references: tuple[str, ...] = ()
     where: str = ""
+    cut_side: Literal["end", "start"] = "end"
 
     @property
     def prompt(self) -> str:
@@ -53,8 +55,9 @@ class Task:
         prompt: Template over a row's fields, each as `{field}`. It does not end in white space: the completion brings
             its own, as byte-level BPE likes it.
         metrics: Names of metrics in `tasks.metrics`; the first one is what early stopping and plots look at.
-        cut_field: Field that loses its end where the prompt is longer than the model's positions. Default: the last
-            one of the prompt.
+        cut_field: Field that is cut where the prompt is longer than the model's positions. Default: the last one of the
+            prompt.
+        cut_side: What it loses: its "end", or its "start", as where the answer goes on from its end.
         separator: Between the examples of a few-shot prompt.
     """
 
@@ -62,6 +65,7 @@ class Task:
     prompt: str
     metrics: list[str] = field(default_factory=list)
     cut_field: str = ""
+    cut_side: Literal["end", "start"] = "end"
     separator: str = "\n\n"
 
     def __post_init__(self) -> None:
@@ -70,6 +74,8 @@ class Task:
             raise ValueError(f"`prompt` of task {self.name!r} has no field in it, such as {{text}}: {self.prompt!r}.")
         if self.cut_field and self.cut_field not in names:
             raise ValueError(f"`cut_field: {self.cut_field}` of task {self.name!r} is not in its prompt: {names}.")
+        if self.cut_side not in ("end", "start"):
+            raise ValueError(f"`cut_side` of task {self.name!r} must be end or start, got {self.cut_side!r}.")
         if self.prompt != self.prompt.rstrip():
             raise ValueError(
                 f"`prompt` of task {self.name!r} ends in white space: give it to the completions instead."
@@ -178,9 +184,8 @@ class ChoiceTask(Task):
             names = [choice.strip() for choice in given]
             completions = [self.choice.format(choice=choice) for choice in names]
             label = self._index(value, names)
-        return Example(
-            before, text, after, completions[label], tuple(completions), label, references=(names[label],), where=where
-        )
+        choices, references = tuple(completions), (names[label],)
+        return Example(before, text, after, choices[label], choices, label, references, where, self.cut_side)
 
     def _index(self, value: Any, names: list[str]) -> int:
         if isinstance(value, str) and value.strip() in names:
@@ -255,7 +260,8 @@ class TextTask(Task):
             # The first one is what is learnt.
             answers = [answer for answer in answers if answer in context]
         references = tuple(dict.fromkeys(answers))
-        return Example(before, text, after, self.completion.format(target=references[0]), (), None, references, where)
+        completion = self.completion.format(target=references[0])
+        return Example(before, text, after, completion, (), None, references, where, self.cut_side)
 
 
 def value_of(row: Mapping[str, Any], name: str) -> Any:

@@ -29,7 +29,7 @@ class Encoded:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int, room: int | None = None) -> Encoded:
-    """Token ids of one example. Too long a text loses its end, never the prompt around it.
+    """Token ids of one example. Too long a text loses its end or its start, by `cut_side`, never the prompt around it.
 
     Args:
         max_length: Tokens of prompt and completion together.
@@ -47,16 +47,25 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
     prompt = start + token_ids(tokenizer, example.prompt)
     if len(prompt) + room <= max_length:
         return Encoded(prompt, completion, choices)
-    head = start + token_ids(tokenizer, example.before + example.text)
-    fixed = len(start) + len(token_ids(tokenizer, example.before))
-    tail = token_ids(tokenizer, example.after)
-    left = max_length - room - len(tail)
-    if left <= fixed:
+    head, tail = start + token_ids(tokenizer, example.before), token_ids(tokenizer, example.after)
+    left = max_length - room - len(head) - len(tail)
+    if left <= 0:
         raise ValueError(
-            f"{example.where or 'A row'}: prompt and answer take {fixed + len(tail) + room} tokens without their text; "
-            f"`max_length` is {max_length}."
+            f"{example.where or 'A row'}: prompt and answer take {len(head) + len(tail) + room} tokens without their "
+            f"text; `max_length` is {max_length}."
         )
-    return Encoded(head[:left] + tail, completion, choices, cut_tokens=max(len(head) - left, 1))
+    # What is cut is tokenized together with what it still touches.
+    if example.cut_side == "start":
+        # A word's token brings the space before it.
+        head = start + token_ids(tokenizer, example.before.rstrip(" "))
+        whole = token_ids(tokenizer, example.text + example.after)
+        kept = max_length - room - len(head)
+        prompt = head + whole[-kept:]
+    else:
+        whole = start + token_ids(tokenizer, example.before + example.text)
+        kept = max_length - room - len(tail)
+        prompt = whole[:kept] + tail
+    return Encoded(prompt, completion, choices, cut_tokens=max(len(whole) - kept, 1))
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -48,6 +48,7 @@ def test_each_task_can_be_asked_in_each_language(name):
         (lambda: choice_task(prompt="{text"), "is no template"),
         (lambda: choice_task(prompt="{text} Is: "), "ends in white space"),
         (lambda: choice_task(cut_field="review"), r"`cut_field: review`.*\['text'\]"),
+        (lambda: choice_task(cut_side="left"), "`cut_side` of task 'x' must be end or start, got 'left'"),
         (lambda: choice_task(choices={"a": " a"}), "at least two `choices`"),
         (lambda: choice_task(choices={}), "`choices` or `choices_field`, one of them"),
         (lambda: choice_task(choices_field="options"), "`choices` or `choices_field`, one of them"),
@@ -162,6 +163,13 @@ def test_the_field_to_cut_is_the_last_one_or_the_one_named():
     assert (first.before, first.text, first.after) == ("Q: ", "Who?", "\nP: Mary\nA:")
 
 
+def test_the_side_to_cut_goes_with_the_row():
+    row = {"text": "a film", "label": "b", "question": "Who?", "context": "Mary", "answer": "Mary"}
+    for make in (choice_task, text_task):
+        assert make().example(row).cut_side == "end"
+        assert make(cut_side="start").example(row).cut_side == "start"
+
+
 def test_braces_in_a_row_are_text():
     row = {"question": "{context} {0}", "context": "}{", "answer": "{x}"}
     example = text_task().example(row)
@@ -202,9 +210,12 @@ def test_a_task_from_yaml(tmp_path):
 
 def test_a_text_task_from_yaml(tmp_path):
     path = tmp_path / "summary.yml"
-    path.write_text('kind: text\nnum_beams: 2\nlanguages:\n  en: {prompt: "{text}\\nTL;DR:"}\n', encoding="utf-8")
+    path.write_text(
+        'kind: text\nnum_beams: 2\ncut_side: start\nlanguages:\n  en: {prompt: "{text}\\nTL;DR:"}\n', encoding="utf-8"
+    )
     task = get_task(str(path))
     assert isinstance(task, TextTask) and (task.num_beams, task.name, task.target_field) == (2, "summary", "target")
+    assert task.cut_side == "start"
 
 
 @pytest.mark.parametrize(
@@ -215,6 +226,10 @@ def test_a_text_task_from_yaml(tmp_path):
         ("kind: text\nlanguages: {en: 5}", r"`languages\.en` .* must be a mapping"),
         ("kind: text\nlanguages: {en: {promt: '{a}'}}", "prompt"),
         ("kind: text\nlanguages: {en: {prompt: '{a}', num_beams: many}}", "num_beams"),
+        (
+            "kind: text\nlanguages: {en: {prompt: '{a}', cut_side: left}}",
+            "`cut_side` .* must be one of 'end', 'start'",
+        ),
         ("kind: text\nlanguages: {en: {prompt: 'none'}}", "no field in it"),
     ],
 )

@@ -3,12 +3,28 @@
 import pytest
 import torch
 from small_models import KINDS, make_model, make_tokenizer, random_ids
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from hfgpt.tasks import Example, TextTask, get_task
 from hfgpt.tasks.encoding import CompletionCollator, encode, first_ids, token_ids
 
 
 FILM = "The film was dull. "
+
+
+def make_llama_tokenizer() -> PreTrainedTokenizerFast:
+    """The small one, which begins texts as Llama 3's does."""
+    plain = make_tokenizer()
+    llama = PreTrainedTokenizerFast(
+        tokenizer_object=type(plain.backend_tokenizer).from_str(plain.backend_tokenizer.to_str()),
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+    )
+    llama.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", llama.bos_token_id)]
+    )
+    return llama
 
 
 def test_prompt_completion_and_choices():
@@ -41,6 +57,37 @@ def test_a_long_text_loses_its_end_and_never_the_template(room):
     assert text.startswith("Review: The film was dull.") and text.endswith("\nSentiment:")
     assert encoded.cut_tokens == len(whole.prompt_ids) - len(encoded.prompt_ids) > 0
     assert encoded.prompt_ids[:40] == whole.prompt_ids[:40]
+
+
+STORY = "".join(f"And then the film number {i} was dull. " for i in range(50)) + "It was the"
+
+
+@pytest.mark.parametrize("prompt", ["{text}", "Go on:\n{text}", "Story: {text}\nEnd:"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_long_text_loses_its_start_where_the_answer_goes_on_from_its_end(prompt, kind):
+    tokenizer = make_tokenizer() if kind == "gpt2" else make_llama_tokenizer()
+    task = TextTask(name="x", prompt=prompt, cut_side="start")
+    example = task.example({"text": STORY, "target": "dull"})
+    whole = encode(tokenizer, example, 10_000)
+    assert tokenizer.decode(whole.prompt_ids, skip_special_tokens=True) == prompt.format(text=STORY)
+    for max_length in (len(whole.prompt_ids) + len(whole.completion_ids) - 1, 80):
+        encoded = encode(tokenizer, example, max_length)
+        assert encoded.completion_ids == whole.completion_ids
+        assert len(encoded.prompt_ids) == max_length - len(whole.completion_ids)
+        before = prompt.split("{text}")[0]
+        read = tokenizer.decode(encoded.prompt_ids, skip_special_tokens=True)
+        assert read.startswith(before.rstrip(" ")) and read.endswith(prompt.format(text=STORY)[-40:])
+        assert encoded.prompt_ids[: len(first_ids(tokenizer))] == first_ids(tokenizer)
+        # Not a word between what stays: the rest of the prompt is its end.
+        assert STORY.endswith(read[len(before.rstrip(" ")) :].removesuffix("\nEnd:"))
+        assert encoded.cut_tokens >= 1
+    assert encoded.cut_tokens > 500
+
+
+def test_a_template_that_does_not_fit_is_refused_whichever_side_is_cut():
+    task = TextTask(name="x", prompt="Story: {text}\nEnd:", cut_side="start")
+    with pytest.raises(ValueError, match=r"stories\.jsonl:3: .*`max_length` is 8"):
+        encode(make_tokenizer(), task.example({"text": STORY, "target": "dull"}, "stories.jsonl:3"), 8)
 
 
 def test_a_text_that_just_fits_is_whole():
@@ -83,19 +130,8 @@ def test_the_korean_task_asks_and_answers_in_korean():
 
 
 def test_a_tokenizer_that_begins_texts_begins_prompts_and_not_completions():
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    plain = make_tokenizer()
+    plain, llama = make_tokenizer(), make_llama_tokenizer()
     assert first_ids(plain) == []
-    llama = PreTrainedTokenizerFast(
-        tokenizer_object=type(plain.backend_tokenizer).from_str(plain.backend_tokenizer.to_str()),
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-    )
-    llama.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", llama.bos_token_id)]
-    )
     assert first_ids(llama) == [llama.bos_token_id]
     example = get_task("sentiment").example({"text": FILM * 20, "label": "negative"})
     for max_length in (1000, 60):

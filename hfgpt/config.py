@@ -125,7 +125,13 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
     if origin is dict or annotation is dict:
         if not isinstance(value, Mapping):
             raise _wrong_type(value, annotation, where)
-        return dict(value)
+        if annotation is dict:
+            return dict(value)
+        key_type, item = typing.get_args(annotation)
+        return {
+            _coerce_key(key, key_type, f"A key of {where}"): coerce(part, item, f"{where}, `{key}`")
+            for key, part in value.items()
+        }
     if dataclasses.is_dataclass(annotation) and isinstance(annotation, type):
         if isinstance(value, Mapping):
             return from_mapping(annotation, value, where)
@@ -140,6 +146,11 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
                 f"{where} must be one of {', '.join(repr(e.value) for e in annotation)}, got {value!r}."
             ) from None
     return _coerce_scalar(value, annotation, where)
+
+
+def _coerce_key(key: Any, annotation: Any, where: str) -> Any:
+    # YAML reads the keys of `{0: " no", 1: " yes"}` as numbers.
+    return str(key) if annotation is str and type(key) is int else coerce(key, annotation, where)
 
 
 def _coerce_scalar(value: Any, annotation: Any, where: str) -> Any:
@@ -166,4 +177,7 @@ def _coerce_scalar(value: Any, annotation: Any, where: str) -> Any:
 
 def _wrong_type(value: Any, annotation: Any, where: str) -> ValueError:
     wanted = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-    return ValueError(f"{where} must be {wanted}, got {type(value).__name__} {value!r}.")
+    message = f"{where} must be {wanted}, got {type(value).__name__} {value!r}."
+    if annotation is str and isinstance(value, bool):
+        message += " YAML reads a plain yes, no, on, off, true or false so: put it in quotes."
+    return ValueError(message)

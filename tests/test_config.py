@@ -37,6 +37,8 @@ class Recipe:
     tag: float | str = 0.0
     where: dict[str, Any] | None = None
     sources: list[Source] = field(default_factory=list)
+    labels: dict[str, str] = field(default_factory=dict)
+    shares: dict[str, float] | None = None
     total: int = field(init=False, default=0)
 
 
@@ -166,6 +168,39 @@ def test_nested_values_and_defaults_are_kept():
     recipe = build(optimizer={"lr": 0.2}, where={"category": ["fresh"]})
     assert recipe.optimizer == Optimizer(lr=0.2, betas=[0.9, 0.95], warmup=None)
     assert recipe.where == {"category": ["fresh"]}
+
+
+def read_recipe(tmp_path, text: str) -> Recipe:
+    path = tmp_path / "r.yaml"
+    path.write_text("optimizer: {lr: 0.1}\n" + text)
+    return from_mapping(Recipe, read_yaml(path), "r.yaml")
+
+
+def test_numbers_as_keys_of_a_mapping_are_texts(tmp_path):
+    recipe = read_recipe(tmp_path, 'labels: {0: " no", 1: " yes"}\nshares: {1: 6e-4, b: 1}\nwhere: {2: [true]}')
+    assert recipe.labels == {"0": " no", "1": " yes"}
+    assert recipe.shares == {"1": 6e-4, "b": 1.0} and type(recipe.shares["b"]) is float
+    assert recipe.where == {"2": [True]}
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('labels: {no: " no", "yes": " yes"}', "A key of `labels` in r.yaml must be str, got bool False. YAML reads"),
+        ('labels: {true: " yes"}', "A key of `labels` in r.yaml must be str, got bool True. YAML reads"),
+        ('labels: {"0": no}', "`labels` in r.yaml, `0` must be str, got bool False. YAML reads a plain yes, no"),
+        ("shares: {en: 0.5, no: 0.5}", "A key of `shares` in r.yaml must be str, got bool False. YAML reads"),
+        ("labels: {a: 1}", "`labels` in r.yaml, `a` must be str, got int 1."),
+        ("labels: {1.5: a}", "A key of `labels` in r.yaml must be str, got float 1.5."),
+        ("labels: {null: a}", "A key of `labels` in r.yaml must be str, got NoneType None."),
+        ("shares: {en: half}", "`shares` in r.yaml, `en` must be float, got str 'half'."),
+    ],
+)
+def test_keys_and_values_of_a_mapping_are_checked(tmp_path, text, wanted):
+    with pytest.raises(ValueError, match="must be") as caught:
+        read_recipe(tmp_path, text)
+    assert str(caught.value).startswith(wanted)
+    assert str(caught.value).endswith("put it in quotes." if "bool" in wanted else wanted)
 
 
 def test_built_dataclass_is_accepted_as_a_value():

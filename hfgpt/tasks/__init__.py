@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..config import from_mapping, read_yaml, unknown_key
+from ..config import coerce, from_mapping, read_yaml, unknown_key
 from .base import ChoiceTask, Example, RowError, Task, TextTask
 from .cloze import CLOZE_QA, ClozeTask
 from .qa import FREE_QA, QA
@@ -66,10 +66,10 @@ def load_task(path: str | Path) -> dict[str, Task]:
         raise ValueError(f"`languages` in {path} must map languages to fields, such as {{en: {{prompt: ...}}}}.")
     values.setdefault("name", Path(path).stem)
     tasks: dict[str, Task] = {}
-    for language, own in languages.items():
+    for language, own in coerce(languages, dict[str, Any], f"`languages` in {path}").items():
         if not isinstance(own, dict):
             raise ValueError(f"`languages.{language}` in {path} must be a mapping of fields, got {own!r}.")
-        tasks[str(language)] = from_mapping(KINDS[kind], {**values, **own}, f"{path}, language {language}")
+        tasks[language] = from_mapping(KINDS[kind], {**values, **own}, f"{path}, language {language}")
     return tasks
 
 

@@ -218,6 +218,13 @@ def test_a_text_task_from_yaml(tmp_path):
     assert task.cut_side == "start"
 
 
+def test_labels_that_yaml_reads_as_numbers_are_those_of_the_rows(tmp_path):
+    path = tmp_path / "task.yaml"
+    path.write_text('kind: choice\nlanguages: {en: {prompt: "{text}?", choices: {0: " no", 1: " yes"}}}')
+    task = get_task(str(path))
+    assert [task.example({"text": "a", "label": label}).completion for label in (1, "0")] == [" yes", " no"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -229,6 +236,18 @@ def test_a_text_task_from_yaml(tmp_path):
         (
             "kind: text\nlanguages: {en: {prompt: '{a}', cut_side: left}}",
             "`cut_side` .* must be one of 'end', 'start'",
+        ),
+        (
+            "kind: text\nlanguages: {no: {prompt: '{a}'}}",
+            "A key of `languages` in .* got bool False.*put it in quotes",
+        ),
+        (
+            "kind: choice\nlanguages: {en: {prompt: '{a}', choices: {no: ' no', yes: ' yes'}}}",
+            "A key of `choices` in .*, language en must be str, got bool False.*put it in quotes",
+        ),
+        (
+            "kind: choice\nlanguages: {en: {prompt: '{a}', choices: {'0': no, '1': yes}}}",
+            "`choices` in .*, language en, `0` must be str, got bool False.*put it in quotes",
         ),
         ("kind: text\nlanguages: {en: {prompt: 'none'}}", "no field in it"),
     ],

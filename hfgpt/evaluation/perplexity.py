@@ -34,7 +34,7 @@ class Perplexity:
     """How well a model predicts a text.
 
     Attributes:
-        perplexity: exp of the mean loss.
+        perplexity: exp of the mean loss; inf where that is past the largest number.
         loss: Mean negative log-likelihood of a token, in nats.
         bits_per_byte: Bits of the whole text over its bytes in UTF-8; None where its bytes are not known.
         tokens: Tokens scored.
@@ -78,7 +78,8 @@ def perplexity_of(
         progress: Show a bar.
 
     Raises:
-        ValueError: No such file, no text in it, a stride that is no part of the window, or a corpus of another tokenizer.
+        ValueError: No such file, no text in it, a stride that is no part of the window, a corpus of another tokenizer, or
+            a loss that is not a number.
     """
     if isinstance(place, (str, Path)) and (Path(place) / METADATA_FILE).is_file():
         _check_tokenizer(tokenizer, Path(place))
@@ -167,6 +168,11 @@ def _result(
     if not len(ids):
         raise ValueError("There is no token to predict.")
     total = total_loss(model, ids, window, stride, _end_of_text(tokenizer), progress)
+    if not math.isfinite(total):
+        raise ValueError(
+            f"The model's loss is not a number ({total}): its weights may have diverged in training (a lower "
+            "`learning_rate`, no fp16), or overflow in this precision (try `--dtype float32`)."
+        )
     loss = total / len(ids)
     return Perplexity(
         perplexity=math.exp(loss) if loss < 700 else math.inf,

@@ -18,7 +18,7 @@ from ..data.mixture import permute
 from ..data.readers import RowErrors
 from ..tasks.base import ChoiceTask, Example, Task, TextTask, text_of
 from ..tasks.encoding import Encoded, encode, first_ids, token_ids
-from ..tasks.scoring import Prediction, log_likelihoods, predict
+from ..tasks.scoring import Prediction, check_numbers, log_likelihoods, predict
 
 
 # What a missed last word is called: the model's own word is not looked for.
@@ -211,6 +211,7 @@ def answer(
         # Any id will do: padding is masked.
         pad = next((id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id is not None), 0)
         found = [one for (one,) in log_likelihoods(model, prompts, completions, pad_token_id=pad, **options)]
+        check_numbers([[one.total] for one in found], [row.row.where for row in asked for _ in row.encoded])
         if isinstance(task, LastWordTask):
             return [
                 Prediction(row.example.references[0] if word.greedy else OTHER_WORD, None, (word.total,))

@@ -20,6 +20,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
@@ -132,6 +134,7 @@ def predict(
             stop=task.stop,
             num_beams=num_beams or task.num_beams,
             length_penalty=task.length_penalty,
+            places=[example.where for example in examples],
             **options,
         )
         return [Prediction(text) for text in texts]
@@ -143,7 +146,7 @@ def predict(
             f"Task {task.name!r} cannot be asked by `head: {head}`: a choice task takes lm or classification, a text "
             "task lm or span."
         )
-    _check_numbers(scores, examples)
+    check_numbers(scores, [example.where for example in examples])
     labels = [max(range(len(row)), key=row.__getitem__) for row in scores]
     return [
         Prediction(_choice_name(task, example, label), label, tuple(row))
@@ -151,14 +154,19 @@ def predict(
     ]
 
 
-def _check_numbers(scores: Sequence[Sequence[float]], examples: Sequence[Example]) -> None:
-    """Raise a `ValueError` where a score is not a number: the first choice would look like the answer."""
-    bad = [example.where for row, example in zip(scores, examples) if any(map(math.isnan, row))]
+def check_numbers(scores: Sequence[Sequence[float]], places: Sequence[str]) -> None:
+    """Raise a `ValueError` where a score is not a number: the first choice would look like the answer.
+
+    Args:
+        scores: Of each row.
+        places: File and line of each row; "" where it has none.
+    """
+    bad = [number for number, row in enumerate(scores) if not all(map(math.isfinite, row))]
     if bad:
         raise ValueError(
-            f"The model's scores of {len(bad)} of {len(examples)} rows are not numbers (first: {bad[0] or 'row 0'}). Its "
-            "weights may have diverged in training (a lower `learning_rate`, no fp16), or the attention implementation "
-            "fails on padding (try `attn_implementation: eager`)."
+            f"The model's scores of {len(bad)} of {len(scores)} rows are not numbers (first: "
+            f"{places[bad[0]] or f'row {bad[0]}'}). Its weights may have diverged in training (a lower `learning_rate`, "
+            "no fp16), or the attention implementation fails on padding (try `attn_implementation: eager`)."
         )
 
 
@@ -665,6 +673,7 @@ def generate_texts(
     stop: Sequence[str] = (),
     num_beams: int = 1,
     length_penalty: float = 1.0,
+    places: Sequence[str] = (),
     max_batch_tokens: int | None = None,
     autocast: AbstractContextManager | None = None,
     progress: bool = True,
@@ -682,10 +691,11 @@ def generate_texts(
         stop: Texts at which an answer ends; what comes from there is cut.
         num_beams: Beams; 1 is greedy.
         length_penalty: Beam search compares log-likelihoods divided by (number of tokens) ** length_penalty.
+        places: File and line of each prompt, for messages.
         max_batch_tokens, autocast, progress, synced_gpus: See `predict`.
 
     Raises:
-        ValueError: An empty prompt, or one that leaves no position for an answer.
+        ValueError: An empty prompt, one that leaves no position for an answer, or scores that are not numbers.
     """
     if max_new_tokens < 1:
         raise ValueError(f"`max_new_tokens` must be positive, got {max_new_tokens}.")
@@ -701,6 +711,7 @@ def generate_texts(
     def run(batch: list[_Job], budget: int) -> None:
         ids, mask = _pad([prompts[job.index] for job in batch], _pad_token_id(tokenizer))
         width, tokens = ids.shape[1], max(job.extra for job in batch)
+        first = _FirstScores()
         config = GenerationConfig(
             max_new_tokens=tokens if limit is None else min(tokens, limit - width),
             num_beams=num_beams,
@@ -715,9 +726,13 @@ def generate_texts(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=config,
+                logits_processor=LogitsProcessorList([first]),
                 stopping_criteria=StoppingCriteriaList([_StopTexts(tokenizer, stop, width)] if stop else []),
                 synced_gpus=synced_gpus and _is_distributed(),
             )
+        named = [places[job.index] if places else f"prompt {job.index}" for job in batch]
+        assert first.sums is not None  # there is a first token
+        check_numbers(first.sums.view(len(batch), -1).tolist(), named)
         for job, row in zip(batch, output[:, width:].tolist()):
             answers[job.index] = _read_answer(tokenizer, row, ends, stop)
 
@@ -751,6 +766,18 @@ def _generation_config(model: Any, config: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+class _FirstScores(LogitsProcessor):
+    """Keeps what the scores of an answer's first token sum up to: no number where one of them is none. That the next ones
+    are numbers then is not looked at, since each look waits for the device."""
+
+    sums: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self.sums is None:
+            self.sums = scores.float().logsumexp(-1)
+        return scores
 
 
 class _StopTexts(StoppingCriteria):
@@ -866,7 +893,8 @@ def find_spans(
             place = places[job.index]
             if place:
                 first, last = min(place), max(place) + 1
-                _check_numbers([(starts[row, first:last] + ends[row, first:last]).tolist()], [examples[job.index]])
+                scores = (starts[row, first:last] + ends[row, first:last]).tolist()
+                check_numbers([scores], [examples[job.index].where])
             span = _best_span(starts[row], ends[row], sorted(place), max_answer_tokens)
             if span is not None:
                 characters = slice(place[span[0]][0], place[span[1]][1])

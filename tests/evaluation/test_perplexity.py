@@ -1,5 +1,6 @@
 """Perplexity over moving windows, against a token-by-token computation."""
 
+import copy
 import math
 
 import pytest
@@ -112,3 +113,14 @@ def test_no_text_is_no_perplexity(pair, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"other": 1}])
     with pytest.raises(ValueError, match=r"No text in rows\.jsonl \(1 malformed"):
         perplexity_of(gpt3, tokenizer, path, progress=False)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_no_perplexity(pair, tmp_path, bad):
+    _, tokenizer, gpt3 = pair
+    (tmp_path / "one.txt").write_text(TEXTS[0], encoding="utf-8")
+    broken = copy.deepcopy(gpt3)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight[0] = bad
+    with pytest.raises(ValueError, match=r"loss is not a number \((nan|inf)\).*`learning_rate`"):
+        perplexity_of(broken, tokenizer, tmp_path / "one.txt", progress=False)

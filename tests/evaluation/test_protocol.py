@@ -1,5 +1,6 @@
 """Few-shot prompts and what is compared, against hand computations from transformers' own GPT-2."""
 
+import copy
 import re
 
 import pytest
@@ -242,6 +243,24 @@ def test_lambada_is_right_where_every_token_of_the_last_word_is_the_likeliest(pa
         assert (prediction.text == one.row.references[0]) == greedy
         found.append(greedy)
     assert found.count(True) == len(right[:5]) and (right or shots)
+
+
+@pytest.mark.parametrize("name", ["lambada", "winogrande", "triviaqa", "piqa"])
+def test_a_model_whose_scores_are_no_numbers_has_no_answers(pair, name):
+    _, tokenizer, gpt3 = pair
+    task = BENCHMARKS[name].task
+    row = {
+        "lambada": {"context": "A warm", "word": "film"},
+        "winogrande": {"before": "The", "options": ["film", "music"], "ending": " was dull.", "answer": 1},
+        "triviaqa": {"question": "Who?", "answers": ["Mary"]},
+        "piqa": {"goal": "A film.", "solutions": ["See it.", "Eat it."], "label": 0},
+    }[name]
+    asked = ask(tokenizer, task, examples(task, [row]), max_length=POSITIONS)
+    broken = copy.deepcopy(gpt3)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match=r"not numbers \(first: rows:1\)"):
+        answer(broken, tokenizer, task, asked, progress=False)
 
 
 def test_free_text_is_written_by_four_beams_with_the_papers_length_penalty(pair):

@@ -444,23 +444,27 @@ def test_classes_are_those_of_each_prompt_alone(kind):
     torch.testing.assert_close(synced, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("head", ["lm", "classification", "span"])
-def test_scores_that_are_no_numbers_are_no_answer(head):
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("head", ["choice", "text", "classification", "span"])
+def test_scores_that_are_no_numbers_are_no_answer(head, num_beams, bad):
     """Else the first choice would be taken for it, in every row."""
     tokenizer, examples, encoded = encode_qa()
     task: ChoiceTask | TextTask = TextTask(
-        "qa", "{question} {context}", context_field="context", target_field="answer"
+        "qa", "{question} {context}", context_field="context", target_field="answer", num_beams=num_beams
     )
-    if head != "span":
+    if head in ("choice", "classification"):
         task = ChoiceTask("which", "{text}", choices={"no": " no", "yes": " yes"})
         examples = [task.example({"text": word, "label": "yes"}, f"rows:{n}") for n, word in enumerate("ABC", start=1)]
         encoded = [encode(tokenizer, example, max_length=30) for example in examples]
+    head = {"choice": "lm", "text": "lm"}.get(head, head)
     model = make_model(
         "gpt3", head, vocab_size=len(tokenizer), **({"num_labels": 2} if head == "classification" else {})
     )
+    assert len(predict(model, tokenizer, task, examples, encoded, head=head, progress=False)) == len(examples)
     with torch.no_grad():
-        next(model.parameters())[encoded[1].prompt_ids] = torch.nan
-    with pytest.raises(ValueError, match=r"scores of \d of \d rows are not numbers .*`learning_rate`"):
+        next(model.parameters())[encoded[1].prompt_ids] = bad
+    with pytest.raises(ValueError, match=r"scores of \d of \d rows are not numbers \(first: \w.*`learning_rate`"):
         predict(model, tokenizer, task, examples, encoded, head=head, progress=False)
 
 

@@ -240,13 +240,13 @@ class WantedRows:
     def __init__(self, source: SourceConfig):
         self.source = source
         self.values = {
-            key: set(map(_as_text, value if isinstance(value, list) else [value]))
+            key: set(map(as_text, value if isinstance(value, list) else [value]))
             for key, value in (source.where or {}).items()
         }
 
     def why_not(self, row: dict[str, Any]) -> str | None:
         """Why a row, which has the fields that are looked at, is left out; None where it is taken."""
-        if any(_as_text(row[key]) not in values for key, values in self.values.items()):
+        if any(as_text(row[key]) not in values for key, values in self.values.items()):
             return "`where`"
         source = self.source
         if source.part == "all":
@@ -257,9 +257,14 @@ class WantedRows:
         return None if held_out == (source.part == "test") else "other part"
 
 
-def _as_text(value: Any) -> str:
-    # CSV has text alone: `true` in a recipe is the "true" or "True" in the file.
-    return str(value).lower() if isinstance(value, bool) or value in ("True", "False") else str(value)
+def as_text(value: Any) -> str:
+    """A value as files of any format have it: CSV has text alone, and Parquet often whole numbers as floats.
+
+    `true` in a recipe is the "true" or "True" in a CSV file, and 1 is 1.0.
+    """
+    if isinstance(value, bool) or value in ("True", "False"):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def local_files(source: SourceConfig) -> list[tuple[str, int, str]]:

@@ -4,10 +4,12 @@ Two kinds: a `ChoiceTask` picks the likeliest of several completions, a `TextTas
 of either in a file of a few lines, or a YAML file (`load_task`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal
+
+from ..data.readers import as_text
 
 
 class RowError(ValueError):
@@ -171,12 +173,13 @@ class ChoiceTask(Task):
         value = value_of(row, self.label_field)
         if self.choices:
             names, completions = self.labels, list(self.choices.values())
-            if str(value) not in names:
+            name = label_name(value, names)
+            if name is None:
                 raise RowError(
                     f"Label {value!r} in `{self.label_field}` is not one of {', '.join(names)}: map it with "
-                    f"`label_map`, such as {{{value}: {names[0]}}}, or leave such rows out with `where`"
+                    f'`label_map`, such as {{"{as_text(value)}": "{names[0]}"}}, or leave such rows out with `where`'
                 )
-            label = names.index(str(value))
+            label = names.index(name)
         else:
             given = value_of(row, self.choices_field)
             if not isinstance(given, (list, tuple)) or len(given) < 2 or not all(map(_is_text, given)):
@@ -262,6 +265,12 @@ class TextTask(Task):
         references = tuple(dict.fromkeys(answers))
         completion = self.completion.format(target=references[0])
         return Example(before, text, after, completion, (), None, references, where, self.cut_side)
+
+
+def label_name(value: Any, names: Iterable[str]) -> str | None:
+    """Which of some names a row's label is, whatever type its file gives it (see `as_text`); None where it is none."""
+    names = list(names)
+    return str(value) if str(value) in names else {as_text(name): name for name in names}.get(as_text(value))
 
 
 def value_of(row: Mapping[str, Any], name: str) -> Any:

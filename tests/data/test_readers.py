@@ -544,6 +544,24 @@ def test_max_rows_counts_the_rows_that_are_kept(write):
     assert errors.count == 1
 
 
+@pytest.mark.parametrize(
+    ("wanted", "taken"),
+    [
+        (1, [1, 1.0, "1"]),
+        (1.0, [1, 1.0, "1"]),
+        (True, [True, "True", "true"]),
+        ([1.5, False], [1.5, "1.5", False]),
+        (float("inf"), [float("inf")]),
+    ],
+)
+def test_where_takes_a_value_whatever_type_the_file_gives_it(write, wanted, taken):
+    values = [1, 1.0, "1", True, "True", "true", 1.5, "1.5", False, 10, float("inf"), None]
+    path = write("a.jsonl", jsonl(*({"text": f"text {n}", "is": value} for n, value in enumerate(values))))
+    rows, errors = read(path=path, where={"is": wanted})
+    assert [row["is"] for row in rows] == taken and list(map(type, taken)) == [type(row["is"]) for row in rows]
+    assert errors.count == 0
+
+
 @pytest.mark.parametrize("max_rows", [0, -1])
 def test_max_rows_below_one_is_refused(max_rows):
     with pytest.raises(ValueError, match="max_rows"):

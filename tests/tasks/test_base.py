@@ -78,6 +78,28 @@ def test_labels_need_not_be_texts():
 
 
 @pytest.mark.parametrize(
+    ("names", "label", "index"),
+    [
+        (("false", "true"), True, 1),
+        (("false", "true"), "True", 1),
+        (("False", "True"), False, 0),
+        (("0", "1"), 1.0, 1),
+        (("1.0", "1"), 1.0, 0),
+        (("1.5", "1"), 1.5, 0),
+        (("0", "1"), True, None),
+        (("0", "1"), 0.5, None),
+    ],
+)
+def test_a_label_is_a_name_whatever_its_file_makes_of_it(names, label, index):
+    task = choice_task(choices={name: f" {name}" for name in names})
+    if index is not None:
+        assert task.example({"text": "a", "label": label}).label == index
+        return
+    with pytest.raises(RowError, match=f'`label_map`, such as .*: "{names[0]}"'):
+        task.example({"text": "a", "label": label})
+
+
+@pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"label": "a"}, "no field `text`; the fields are label"),

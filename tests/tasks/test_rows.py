@@ -19,19 +19,21 @@ FREE_QA = get_task("free-qa")
 def read(tmp_path):
     """Examples of rows written to a file, and the errors; a text stands for a line as it is."""
 
-    def read(task, rows, *, fields=None, label_map=None, limit=None, **source):
+    def read(task, rows, *, fields=None, label_map=None, optional=(), limit=None, **source):
         path = tmp_path / "rows.jsonl"
         lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8", errors="surrogateescape")
         errors = RowErrors(limit)
         config = SourceConfig(path=str(path), name="test", **source)
-        examples = read_examples(task, config, errors, FieldMap(fields or {}, label_map or {}), progress=False)
+        field_map = FieldMap(fields or {}, label_map or {}, optional)
+        examples = read_examples(task, config, errors, field_map, progress=False)
         return examples, errors
 
     return read
 
 
 GOOD = {"text": "Fine.", "label": "positive"}
+PARTS = ("train", "test")
 
 
 def test_rows_become_examples_that_know_their_line(read, tmp_path):
@@ -161,6 +163,71 @@ def test_labels_are_mapped_whatever_their_type(read):
     assert errors.count == 1 and "Label 2" in errors.examples[0]
 
 
+@pytest.mark.parametrize(
+    ("label", "label_map", "index"),
+    [
+        (True, {"true": "positive", "false": "negative"}, 1),
+        (False, {"True": "positive", "False": "negative"}, 0),
+        ("True", {"true": "positive", "false": "negative"}, 1),
+        (1.0, {"1": "positive", "0": "negative"}, 1),
+        (0.0, {"1": "positive", "0": "negative"}, 0),
+        (1.0, {"1.0": "positive", "1": "negative"}, 1),
+        ("1", {"1": "positive"}, 1),
+        (0.5, {"0.5": "negative"}, 0),
+        (True, {"1": "positive"}, None),
+        (1, {"true": "positive"}, None),
+        (0.5, {"0": "negative", "1": "positive"}, None),
+    ],
+)
+def test_labels_are_mapped_whatever_the_file_makes_of_them(read, label, label_map, index):
+    examples, errors = read(SENTIMENT, [GOOD, {"text": "x", "label": label}], label_map=label_map)
+    assert [e.label for e in examples[1:]] == ([] if index is None else [index])
+    assert errors.count == (index is None)
+
+
+TRAINED = {"text": "document", "label": "answer.gold"}
+
+
+def test_names_a_model_was_trained_with_are_no_promise_about_another_file(read):
+    """Rows have the trained names, the task's own, or one of each; where a row has both the trained one counts."""
+    rows = [
+        {"document": "a", "answer": {"gold": "negative"}},
+        {"text": "b", "label": "positive"},
+        {"document": "c", "label": "positive"},
+        {"document": "d", "text": "other", "answer": {"gold": "negative"}, "label": "positive"},
+    ]
+    examples, errors = read(SENTIMENT, rows, fields=TRAINED, optional=TRAINED)
+    assert [(e.text, e.label) for e in examples] == [("a", 0), ("b", 1), ("c", 1), ("d", 0)] and errors.count == 0
+    # Bad ones are told in the row's names.
+    bad = [{"text": "a", "label": "odd"}, {"document": " ", "label": "odd"}, {"text": "", "label": "odd"}, {"x": 1}]
+    _, errors = read(SENTIMENT, [*bad, GOOD], fields=TRAINED, optional=TRAINED)
+    for said, expected in zip(
+        errors.examples, ["`label` is not one of", "`document` is empty", "`text` is empty", "no field `document`"]
+    ):
+        assert expected in said
+
+
+def test_names_given_for_a_file_are_held_to(read):
+    with pytest.raises(ValueError, match=r"\(1 malformed\)[\s\S]*no field `document`; the fields are text, label"):
+        read(SENTIMENT, [GOOD], fields={"text": "document"})
+    with pytest.raises(ValueError, match=r"\(1 malformed\)[\s\S]*no field `document`"):
+        read(SENTIMENT, [GOOD], fields={"text": "document", "label": "gold"}, optional=["label"])
+
+
+@pytest.mark.parametrize("names", [("text", "label"), ("document", "gold")])
+def test_rows_are_divided_by_the_name_that_they_have(read, names):
+    rows = [{names[0]: f"review {i}", names[1]: "positive"} for i in range(60)]
+    fields = {"text": "document", "label": "gold"}
+    train, test = (
+        {e.text for e in read(SENTIMENT, rows, fields=fields, optional=fields, text_field="document", **split)[0]}
+        for split in ({"test_fraction": 0.5, "part": "train"}, {"test_fraction": 0.5, "part": "test"})
+    )
+    assert train and test and not train & test and len(train | test) == 60
+    # The same rows are in the same part whatever they call it.
+    plain, _ = read(SENTIMENT, [{**GOOD, "text": f"review {i}"} for i in range(60)], test_fraction=0.5, part="test")
+    assert {e.text for e in plain} == test
+
+
 def test_a_bad_row_is_told_in_the_names_of_the_data(read):
     rows = [{"text": "x", "verdict": "odd"}, {"text": "x", "verdict": "positive"}]
     _, errors = read(SENTIMENT, rows, fields={"label": "verdict"})
@@ -266,6 +333,45 @@ def test_rows_told_apart_by_their_text_need_one(read):
         for part in ("train", "test")
     )
     assert train and test and len(train) + len(test) == 50
+
+
+def test_rows_are_divided_by_a_field_inside_another_one(read):
+    rows = [{"d": {"text": f"review {i}", "film": i // 4}, "label": "positive"} for i in range(80)]
+    options = {"fields": {"text": "d.text"}, "test_fraction": 0.5}
+    train, test = (
+        {e.text for e in read(SENTIMENT, rows, text_field="d.text", part=part, **options)[0]} for part in PARTS
+    )
+    assert train and test and not train & test and len(train | test) == 80
+    flat = [{"text": f"review {i}", "label": "positive"} for i in range(80)]
+    assert {e.text for e in read(SENTIMENT, flat, test_fraction=0.5, part="test")[0]} == test
+
+    train, test = (
+        {e.text for e in read(SENTIMENT, rows, group_by="d.film", part=part, **options)[0]} for part in PARTS
+    )
+    films = [{int(text.split()[1]) // 4 for text in part} for part in (train, test)]
+    assert all(films) and not films[0] & films[1] and len(train | test) == 80
+    examples, _ = read(SENTIMENT, rows, fields={"text": "d.text"}, where={"d.film": [3, 5]})
+    assert [e.text for e in examples] == [f"review {i}" for i in (12, 13, 14, 15, 20, 21, 22, 23)]
+
+    with pytest.raises(ValueError, match=r"no text in `d\.body`, by which rows are told apart: no field `d\.body`"):
+        read(SENTIMENT, rows, text_field="d.body", part="test", **options)
+
+
+def test_rows_are_divided_by_what_is_no_text(read):
+    pairs = [{"en": f"Open {i}", "ko": f"열기 {i}"} for i in range(40)]
+    turned = [dict(reversed(pair.items())) for pair in pairs]
+    task, fields = get_task("translation", "en-ko"), {"en": "pair.en", "ko": "pair.ko"}
+    found = {}
+    for name, given in (("as it is", pairs), ("turned", turned)):
+        rows = [{"pair": pair} for pair in given]
+        options = {"fields": fields, "text_field": "pair", "test_fraction": 0.5}
+        train, test = ({e.text for e in read(task, rows, part=part, **options)[0]} for part in PARTS)
+        assert train and test and not train & test and len(train | test) == 40
+        found[name] = test
+    assert found["as it is"] == found["turned"]
+    rows = [{"pair": pair} for pair in pairs] + [{"pair": None}, {"pair": {"en": "\ud800", "ko": "a"}}]
+    _, errors = read(task, rows, part="train", **options)
+    assert "no text in `pair`" in errors.examples[0] and "`pair` is not valid UTF-8" in errors.examples[1]
 
 
 @pytest.mark.parametrize("group_by", ["film", None])

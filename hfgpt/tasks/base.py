@@ -4,7 +4,7 @@ Two kinds: a `ChoiceTask` picks the likeliest of several completions, a `TextTas
 of either in a file of a few lines, or a YAML file (`load_task`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from string import Formatter
 from typing import Any, Literal
@@ -27,7 +27,7 @@ class Example:
         completion: What should follow; "" where the row has no answer (to be predicted only).
         choices: Completions to choose from, in the order of class indices; empty for free text.
         label: Index of `completion` among the choices; None where there are none.
-        references: Answers that count as right; for a choice the name of the right one.
+        references: Answers that count as right, the one that is learnt first; for a choice the name of the right one.
         where: File and line of the row, for messages.
         cut_side: Which part of too long a text is cut: its "end" or its "start".
     """
@@ -72,6 +72,8 @@ class Task:
 
     def __post_init__(self) -> None:
         names = self.prompt_fields
+        if "" in names or len(set(names)) != len(names):
+            raise ValueError(f"`prompt` of task {self.name!r} must name each field once, got {self.prompt!r}.")
         if not names:
             raise ValueError(f"`prompt` of task {self.name!r} has no field in it, such as {{text}}: {self.prompt!r}.")
         if self.cut_field and self.cut_field not in names:
@@ -82,17 +84,13 @@ class Task:
             raise ValueError(
                 f"`prompt` of task {self.name!r} ends in white space: give it to the completions instead."
             )
+        if not self.metrics:
+            raise ValueError(f"`metrics` of task {self.name!r} is empty: name one at least, such as accuracy.")
 
     @property
     def prompt_fields(self) -> list[str]:
         """Fields in the prompt, in order."""
-        try:
-            names = [name for _, name, _, _ in Formatter().parse(self.prompt) if name is not None]
-        except ValueError as error:
-            raise ValueError(f"`prompt` of task {self.name!r} is no template ({error}): {self.prompt!r}.") from None
-        if "" in names or len(set(names)) != len(names):
-            raise ValueError(f"`prompt` of task {self.name!r} must name each field once, got {self.prompt!r}.")
-        return names
+        return template_fields(self.prompt, f"`prompt` of task {self.name!r}")
 
     @property
     def fields(self) -> list[str]:
@@ -107,8 +105,12 @@ class Task:
         """
         values = {name: text_of(row, name) for name in self.prompt_fields}
         cut = self.cut_field or self.prompt_fields[-1]
-        before, after = self.prompt.split("{" + cut + "}")
-        return before.format(**values), values[cut], after.format(**values)
+        parts = list(Formatter().parse(self.prompt))
+        place = next(index for index, part in enumerate(parts) if part[1] == cut)
+        before = _fill(parts[:place], values) + parts[place][0]
+        text, after = values[cut], _fill(parts[place + 1 :], values)
+        # Completions bring the space before them.
+        return (before, text, after.rstrip()) if after else (before, text.rstrip(), after)
 
     def example(self, row: Mapping[str, Any], where: str = "") -> Example:
         """What is asked of one row.
@@ -156,6 +158,17 @@ class ChoiceTask(Task):
             raise ValueError(
                 f"`normalization` of task {self.name!r} must be token, unconditional or sum, got {self.normalization!r}."
             )
+        if self.normalization == "unconditional" and not self.unconditional_prompt:
+            raise ValueError(
+                f"`normalization: unconditional` of task {self.name!r} needs an `unconditional_prompt`, such as 'Answer:'."
+            )
+        empty = [label for label, completion in self.choices.items() if not completion.strip()]
+        if empty:
+            raise ValueError(f"`choices` of task {self.name!r} has no completion for {', '.join(map(repr, empty))}.")
+        if template_fields(self.choice, f"`choice` of task {self.name!r}") != ["choice"]:
+            raise ValueError(
+                f"`choice` of task {self.name!r} must hold {{choice}} once and no other field, got {self.choice!r}."
+            )
 
     @property
     def labels(self) -> list[str]:
@@ -185,7 +198,7 @@ class ChoiceTask(Task):
             if not isinstance(given, (list, tuple)) or len(given) < 2 or not all(map(_is_text, given)):
                 raise RowError(f"`{self.choices_field}` must be a list of two or more texts, got {given!r}")
             names = [choice.strip() for choice in given]
-            completions = [self.choice.format(choice=choice) for choice in names]
+            completions = [fill(self.choice, choice=choice) for choice in names]
             label = self._index(value, names)
         choices, references = tuple(completions), (names[label],)
         return Example(before, text, after, choices[label], choices, label, references, where, self.cut_side)
@@ -210,7 +223,8 @@ class TextTask(Task):
     """Write an answer.
 
     Attributes:
-        target_field: Field of the answer: a text, or a list of texts that all count as right, whose first one is learnt.
+        target_field: Field of the answer: a text, or a list of texts that all count as right, whose first one is learnt
+            (of an extractive task: the first that stands in the context).
         completion: Template of the completion made of it, as `{target}`.
         context_field: Field of the prompt that the answer must stand in, word for word (extractive); empty: anywhere.
         no_answer: What is written where the list of answers is empty; empty: such a row is malformed.
@@ -235,8 +249,13 @@ class TextTask(Task):
             raise ValueError(
                 f"`context_field: {self.context_field}` of task {self.name!r} is not in its prompt: {self.prompt_fields}."
             )
-        if "{target}" not in self.completion:
-            raise ValueError(f"`completion` of task {self.name!r} must hold {{target}}, got {self.completion!r}.")
+        if set(template_fields(self.completion, f"`completion` of task {self.name!r}")) != {"target"}:
+            raise ValueError(
+                f"`completion` of task {self.name!r} must hold {{target}} and no other field, got {self.completion!r}."
+            )
+        for name in ("max_new_tokens", "num_beams"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` of task {self.name!r} must be at least 1, got {getattr(self, name)}.")
 
     @property
     def fields(self) -> list[str]:
@@ -257,14 +276,41 @@ class TextTask(Task):
             raise RowError(f"the answer in `{self.target_field}` is empty")
         elif self.context_field:
             context = text_of(row, self.context_field)
-            missing = [answer for answer in answers if answer not in context]
-            if len(missing) == len(answers):
-                raise RowError(f"the answer {missing[0]!r} does not stand in `{self.context_field}`")
-            # The first one is what is learnt.
-            answers = [answer for answer in answers if answer in context]
+            learnt = next((answer for answer in answers if answer in context), None)
+            if learnt is None:
+                raise RowError(f"the answer {answers[0]!r} does not stand in `{self.context_field}`")
+            answers = [learnt, *answers]
         references = tuple(dict.fromkeys(answers))
-        completion = self.completion.format(target=references[0])
+        completion = fill(self.completion, target=references[0])
         return Example(before, text, after, completion, (), None, references, where, self.cut_side)
+
+
+def template_fields(template: str, where: str) -> list[str]:
+    """The fields of a template, in order.
+
+    Args:
+        template: Text with fields as `{field}`; a brace that is text is doubled.
+        where: What it is, for messages.
+
+    Raises:
+        ValueError: It is no template, or says how a field is to be formatted.
+    """
+    try:
+        parts = [part for part in Formatter().parse(template) if part[1] is not None]
+    except ValueError as error:
+        raise ValueError(f"{where} is no template ({error}): {template!r}. A brace that is text is doubled.") from None
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise ValueError(f"{where} takes a field as it is, such as {{text}}, without `!` or `:`, got {template!r}.")
+    return [str(name) for _, name, _, _ in parts]
+
+
+def fill(template: str, **values: str) -> str:
+    """A template with its fields filled in. Unlike `str.format` it takes a name with a dot in it as one."""
+    return _fill(list(Formatter().parse(template)), values)
+
+
+def _fill(parts: Sequence[Sequence[str | None]], values: Mapping[str, str]) -> str:
+    return "".join(f"{text}{'' if name is None else values[name]}" for text, name, *_ in parts)
 
 
 def label_name(value: Any, names: Iterable[str]) -> str | None:

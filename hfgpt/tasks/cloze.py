@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .base import Example, RowError, TextTask, text_of
+from .base import Example, RowError, TextTask, fill, template_fields, text_of
 from .qa import METRICS, PROMPTS
 
 
@@ -54,6 +54,15 @@ class ClozeTask(TextTask):
             raise ValueError(f"`asks` of task {self.name!r} needs question words for {', '.join(missing)}.")
         if not self.context_field or "question" not in self.prompt_fields:
             raise ValueError(f"`prompt` of task {self.name!r} must hold {{question}} and its `context_field`.")
+        unknown = set(template_fields(self.question, f"`question` of task {self.name!r}")) - {
+            "asks",
+            "before",
+            "after",
+        }
+        if unknown:
+            raise ValueError(
+                f"`question` of task {self.name!r} takes {{asks}}, {{before}} and {{after}}, got {self.question!r}."
+            )
         if not 0 < self.kept <= 1:
             raise ValueError(f"`kept` of task {self.name!r} must be above 0 and at most 1, got {self.kept}.")
 
@@ -79,7 +88,8 @@ class ClozeTask(TextTask):
             answer = sentence[begin:end]
             # The first place of the answer in the passage is the one that is learnt.
             if kind and context.find(answer) == context.find(sentence) + begin:
-                question = self.question.format(
+                question = fill(
+                    self.question,
                     asks=generator.choice(self.asks[kind]),
                     before=self._side(sentence[:begin].split()[-MAX_SIDE_WORDS:], generator),
                     after=self._side(sentence[end:].rstrip(".!? ").split()[:MAX_SIDE_WORDS], generator),

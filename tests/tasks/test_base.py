@@ -54,7 +54,30 @@ def test_each_task_can_be_asked_in_each_language(name):
         (lambda: choice_task(choices_field="options"), "`choices` or `choices_field`, one of them"),
         (lambda: choice_task(normalization="mean"), "token, unconditional or sum, got 'mean'"),
         (lambda: text_task(context_field="passage"), "`context_field: passage`"),
+        (lambda: choice_task(prompt="{text!r}?"), r"`prompt` of task 'x' takes a field as it is.*got '\{text!r\}\?'"),
+        (lambda: choice_task(prompt="{text:>9}?"), "`prompt` of task 'x' takes a field as it is"),
+        (
+            lambda: choice_task(prompt="a } {text}"),
+            "`prompt` of task 'x' is no template .*brace that is text is doubled",
+        ),
+        (lambda: choice_task(choices={"a": " a", "b": ""}), "`choices` of task 'x' has no completion for 'b'"),
+        (lambda: choice_task(choices={"a": " a", "b": " "}), "`choices` of task 'x' has no completion for 'b'"),
+        (lambda: own_choices(choice=" {option}"), r"`choice` .* must hold \{choice\} once and no other .*\{option\}"),
+        (lambda: own_choices(choice=" foo"), r"`choice` of task 'x' must hold \{choice\} once"),
+        (lambda: own_choices(choice=" {choice} {choice}"), r"`choice` of task 'x' must hold \{choice\} once"),
+        (lambda: own_choices(choice=" {choice!r}"), "`choice` of task 'x' takes a field as it is"),
+        (lambda: own_choices(choice=" {choice"), "`choice` of task 'x' is no template"),
+        (lambda: choice_task(metrics=[]), "`metrics` of task 'x' is empty"),
+        (
+            lambda: choice_task(normalization="unconditional", unconditional_prompt=""),
+            "`normalization: unconditional` of task 'x' needs an `unconditional_prompt`",
+        ),
         (lambda: text_task(completion=" it"), r"must hold \{target\}"),
+        (lambda: text_task(completion=" {target} {other}"), r"must hold \{target\} and no other field.*\{other\}"),
+        (lambda: text_task(completion=" {target:>9}"), "`completion` of task 'x' takes a field as it is"),
+        (lambda: text_task(metrics=[]), "`metrics` of task 'x' is empty"),
+        (lambda: text_task(num_beams=0), "`num_beams` of task 'x' must be at least 1, got 0"),
+        (lambda: text_task(max_new_tokens=0), "`max_new_tokens` of task 'x' must be at least 1, got 0"),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused(make, message):
@@ -161,7 +184,8 @@ def test_the_first_of_several_answers_is_learnt_and_all_count():
 def test_an_extractive_answer_stands_in_its_passage():
     task = text_task(context_field="context")
     row = {"question": "Who?", "context": "Mary Shelley", "answer": ["the author", "Shelley"]}
-    assert task.example(row).references == ("Shelley",)
+    example = task.example(row)
+    assert example.completion == " Shelley" and example.references == ("Shelley", "the author")
     with pytest.raises(RowError, match="'the author' does not stand in `context`"):
         task.example({**row, "answer": "the author"})
 
@@ -196,6 +220,30 @@ def test_braces_in_a_row_are_text():
     row = {"question": "{context} {0}", "context": "}{", "answer": "{x}"}
     example = text_task().example(row)
     assert example.prompt == "Q: {context} {0}\nP: }{\nA:" and example.completion == " {x}"
+
+
+def test_braces_in_a_template_are_doubled_and_a_name_may_have_a_dot():
+    row = {"text": "a {film}", "d.b": "Mary", "answer": "x"}
+    task = text_task(prompt='JSON {{text}} {d.b} {{"a": {text}}}', completion=" {{{target}}}")
+    example = task.example(row)
+    assert (example.before, example.text, example.after) == ('JSON {text} Mary {"a": ', "a {film}", "}")
+    assert task.fields == ["d.b", "text", "answer"] and example.completion == " {x}"
+    first = text_task(prompt="{{text}} {text}{{", cut_field="text").example(row)
+    assert (first.before, first.text, first.after) == ("{text} ", "a {film}", "{")
+    quoted = own_choices(choice=" {{{choice}}}").example({"text": "a", "endings": ["b", "c"], "gold": 1})
+    assert quoted.choices == (" {b}", " {c}")
+
+
+@pytest.mark.parametrize("cut_field", ["", "question"])
+@pytest.mark.parametrize("prompt", ["Q: {question}\nP: {context}", "Q: {question}\nP: {context}\nA:"])
+def test_a_prompt_never_ends_in_white_space(prompt, cut_field):
+    """The completion brings its own, and two spaces are another token."""
+    row = {"question": " Who? ", "context": " Mary \n\u3000", "answer": "Mary"}
+    for task in (text_task(prompt=prompt, cut_field=cut_field), choice_task(prompt=prompt, cut_field=cut_field)):
+        example = task.example({**row, "label": "a"})
+        assert example.prompt == prompt.format(**row).rstrip() == example.before + example.text + example.after
+        # Inside, the row's own white space stays.
+        assert "Q:  Who? \nP:  Mary" in example.prompt
 
 
 # YAML

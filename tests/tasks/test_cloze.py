@@ -127,6 +127,8 @@ def test_no_passage_breaks_it(task):
         ({"prompt": "Passage: {context}\nAnswer:"}, "must hold {question}"),
         ({"context_field": ""}, "`context_field`"),
         ({"kept": 0.0}, "`kept`"),
+        ({"question": "{asks} {answer}?"}, "`question` of task 'cloze-qa' takes {asks}, {before} and {after}, got"),
+        ({"question": "{asks!r}?"}, "`question` of task 'cloze-qa' takes a field as it is"),
     ],
 )
 def test_a_task_that_makes_no_sense_is_refused(changes, message):

@@ -280,9 +280,9 @@ def test_an_empty_list_of_answers_is_no_answer_where_the_task_has_one(read):
     assert [e.references for e in examples] == [("no answer",), ("cat",)] and errors.count == 0
 
 
-def test_answers_that_stand_in_the_context_are_the_references(read):
+def test_an_answer_that_stands_in_the_context_is_learnt_and_all_count(read):
     (example,), errors = read(QA, [{"question": "q", "context": "a cat", "answer": ["dog", "cat", "cat", " a cat "]}])
-    assert example.references == ("cat", "a cat") and example.completion == " cat" and errors.count == 0
+    assert example.references == ("cat", "dog", "a cat") and example.completion == " cat" and errors.count == 0
 
 
 ROWS = [

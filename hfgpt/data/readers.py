@@ -17,6 +17,7 @@ import struct
 import urllib.parse
 import zipfile
 import zlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -534,25 +535,49 @@ def _jsonl_rows(file: str, lines: Iterable[str], errors: RowErrors) -> Iterator[
 def _csv_rows(
     file: str, lines: Iterable[str], errors: RowErrors, delimiter: str
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    """Rows by a header. After a bad quote, which swallows lines up to the next quote, reading goes on in the next line."""
+    lines, again, taken = iter(lines), deque[str](), list[str]()
+
+    def take() -> Iterator[str]:
+        while True:
+            line = again.popleft() if again else next(lines, None)
+            if line is None:
+                return
+            taken.append(line)
+            yield line
+
+    reader = csv.reader(take(), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     start = 1
     while True:
+        reason = None
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            errors.add(file, start, f"not CSV: {error}")
-            start = reader.line_num + 1
-            continue
+            reason = f"not CSV: {error}"
+        if reason is None and delimiter == "\t" and header is not None and _are_rows(taken, len(header)):
+            reason = f"a quote that is text, or closes in line {start + len(taken) - 1}, where each line is a row"
+        if reason is not None:
+            errors.add(file, start, reason)
+            again.extendleft(reversed(taken[1:]))
+            del taken[1:]
+            # The old one may have seen the end.
+            reader, cells = csv.reader(take(), delimiter=delimiter, strict=True), []
         if header is None:
             header = cells or None
         elif cells and len(cells) != len(header):
             errors.add(file, start, f"{len(cells)} cells where the header has {len(header)}")
         elif cells:
             yield file, start, dict(zip(header, cells))
-        start = reader.line_num + 1
+        start += len(taken)
+        taken.clear()
+
+
+def _are_rows(lines: list[str], columns: int) -> bool:
+    """Whether what was read as one row is several, of a TSV file whose quotes are text: two of them met."""
+    return len(lines) > 1 and columns > 1 and all(line.count("\t") == columns - 1 for line in lines)
 
 
 def _parquet_rows(file: str, errors: RowErrors) -> Iterator[tuple[str, int, dict[str, Any]]]:

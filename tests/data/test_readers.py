@@ -361,7 +361,7 @@ def test_text_after_a_closing_quote_is_malformed_and_line_numbers_go_on(write):
     path = write("a.csv", 'id,text\n1,before\n2,"a\nb" c\n3,after\nbad\n')
     rows, errors = read(path=path)
     assert [row["text"] for row in rows] == ["before", "after"]
-    assert [example.split(": ")[0] for example in errors.examples] == [f"{path}:3", f"{path}:6"]
+    assert [example.split(": ")[0] for example in errors.examples] == [f"{path}:{line}" for line in (3, 4, 6)]
 
 
 def test_line_numbers_count_empty_lines_of_jsonl_and_paragraphs(write):
@@ -390,12 +390,48 @@ def test_row_of_parquet_that_is_not_utf8_is_counted_and_the_others_survive(tmp_p
 
 
 def test_quote_that_never_closes_does_not_swallow_the_rows_after_it(write):
-    """Read as CSV it is one long field to the end of the file: at least it must not pass for a good row."""
+    """Read as CSV it is one long field to the end of the file."""
     path = write("a.csv", 'id,text\n1,before\n2,"never closed\n3,after\n4,after\n')
     rows, errors = read(path=path)
-    assert rows[0] == {"id": "1", "text": "before"}
-    assert not any("3,after" in row["text"] for row in rows)
-    assert errors.examples[0].startswith(f"{path}:3: ")
+    assert rows == [{"id": id, "text": text} for id, text in (("1", "before"), ("3", "after"), ("4", "after"))]
+    assert errors.count == 1 and errors.examples[0].startswith(f"{path}:3: not CSV")
+
+
+def test_no_row_is_gone_without_a_trace_where_quotes_are_text(write):
+    """TSV files of plain text, such as NSMC's, have quotes anywhere: one ends in the middle of another line."""
+    texts = [
+        '"좋아요 정말',
+        '별로 "재미" 없다',
+        "그냥",
+        '"나쁘다',
+        "좋다",
+        '"',
+        '"quoted ""well"""',
+        'a "b',
+        '"아"요',
+        "끝",
+    ]
+    lines = [f"{number}\t{text}\t{number % 2}" for number, text in enumerate(texts)]
+    path = write("a.tsv", "\n".join(["id\ttext\tlabel", *lines]))
+    rows, errors = read(path=path)
+    malformed = {int(example.removeprefix(f"{path}:").split(":")[0]) - 2 for example in errors.examples}
+    assert {int(row["id"]) for row in rows} | malformed == set(range(len(texts)))
+    assert len(rows) + errors.count == len(texts) and malformed == {0, 3, 5, 8}
+    assert [row["text"] for row in rows] == ['별로 "재미" 없다', "그냥", "좋다", 'quoted "well"', 'a "b', "끝"]
+
+
+def test_lines_and_tabs_in_a_quoted_cell_of_a_tsv_stay(write):
+    path = write("a.tsv", 'id\ttext\tlabel\n1\t"if a:\n\tb\tc\n\n"\t0\n2\t"one\ntwo"\t1\n')
+    rows, errors = read(path=path)
+    assert [row["text"] for row in rows] == ["if a:\n\tb\tc\n\n", "one\ntwo"] and errors.count == 0
+    path = write("a.tsv", 'text\n"one\ntwo"\nthree\n')
+    assert texts(path=path) == ["one\ntwo", "three"]
+
+
+def test_a_bad_quote_in_each_line_takes_no_longer_than_others(write):
+    path = write("a.csv", "id,text\n" + "".join(f'{n},"never closed\n{n},plain\n' for n in range(20_000)))
+    rows, errors = read(path=path)
+    assert len(rows) == errors.count == 20_000
 
 
 @pytest.mark.parametrize("data", NOT_UTF8)

@@ -10,8 +10,9 @@ A row with its examples is tokenized as one text, as the model met such text in 
 would meet at other tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from typing import Any
 
 from ..data.mixture import permute
@@ -21,6 +22,8 @@ from ..tasks.encoding import Encoded, encode, first_ids, token_ids
 from ..tasks.scoring import Prediction, check_numbers, log_likelihoods, predict
 
 
+# Examples that do not fit, after which no more are drawn for a row: its context is full.
+PASSED_OVER = 64
 # What a missed last word is called: the model's own word is not looked for.
 OTHER_WORD = "(another word)"
 
@@ -40,6 +43,8 @@ class PartialExample(Example):
 class PartialTask(ChoiceTask):
     """A choice by what follows it: the likelihood of one ending after the prompt with each of the options.
 
+    Where a row's fields of the prompt are all "" there is none: the options begin the text, without a space.
+
     Attributes:
         ending_field: Field of the text behind the option, with its leading space.
     """
@@ -51,13 +56,19 @@ class PartialTask(ChoiceTask):
         """All fields that a row is to have."""
         return [*super().fields, self.ending_field]
 
+    def render(self, row: Any) -> tuple[str, str, str]:
+        """See `Task.render`."""
+        empty = all(row.get(name) == "" for name in self.prompt_fields)
+        return ("", "", "") if empty else super().render(row)
+
     def example(self, row: Any, where: str = "") -> PartialExample:
         """See `Task.example`."""
         ending = text_of(row, self.ending_field)
         example = super().example(row, where)
+        assert example.label is not None
+        choices = tuple((choice if example.prompt else choice.lstrip()) + ending for choice in example.choices)
         values = {f.name: getattr(example, f.name) for f in fields(Example)}
-        values["choices"] = tuple(choice + ending for choice in example.choices)
-        values["completion"] = example.completion + ending
+        values.update(choices=choices, completion=choices[example.label])
         return PartialExample(**values, ending=ending)
 
 
@@ -100,20 +111,25 @@ def draw_shots(pool: Sequence[Example], example: Example, count: int, seed: int,
         seed: Of the drawing.
         number: Number of the row in its data; equal numbers draw the same examples.
     """
-    drawn: list[Example] = []
+    return list(islice(_draws(pool, example, seed, number), count))
+
+
+def _draws(pool: Sequence[Example], example: Example, seed: int, number: int) -> Iterator[Example]:
+    """All that may stand before a row, as they are drawn."""
     for index in range(len(pool)):
-        if len(drawn) == count:
-            break
         shot = pool[permute(index, len(pool), seed, number)]
         if shot.prompt != example.prompt:
-            drawn.append(shot)
-    return drawn
+            yield shot
 
 
 def with_shots(task: Task, example: Example, shots: Sequence[Example]) -> Example:
     """`example` with answered examples before its prompt."""
-    before = "".join(shot.prompt + shot.completion + task.separator for shot in shots)
+    before = "".join(_shown(task, shot) for shot in shots)
     return replace(example, before=before + example.before) if shots else example
+
+
+def _shown(task: Task, shot: Example) -> str:
+    return shot.prompt + shot.completion + task.separator
 
 
 def ask(
@@ -131,8 +147,9 @@ def ask(
 ) -> list[Asked]:
     """Rows with their examples as token ids.
 
-    Where K examples and the row are longer than `max_length`, the last of them are left out until the rest fits; where
-    not even the row alone fits, its text loses its end. Both stand in the result, to be counted.
+    Of examples that do not fit into `max_length` with the row and those drawn before, the next ones drawn take the place,
+    so that there are fewer than K only where no more fit; where not even the row alone fits, its text is cut, by
+    `Task.cut_side`. Both stand in the result, to be counted.
 
     Args:
         tokenizer: The model's.
@@ -155,16 +172,15 @@ def ask(
             "larger file, or fewer `--shots`."
         )
     asked = []
+    lengths = _ShotLengths(tokenizer, task)
     for number, example in enumerate(examples):
         room = _room(tokenizer, task, example) if head == "lm" else 0
-        drawn = draw_shots(pool, example, shots, seed, 0 if fixed_shots else number)
-        kept = _fitting(tokenizer, task, example, drawn, max_length - room)
-        whole = with_shots(task, example, drawn[:kept])
+        drawn: list[Example] = []
+        if shots:
+            left = max_length - room - len(first_ids(tokenizer)) - len(token_ids(tokenizer, example.prompt))
+            drawn = lengths.fitting(_draws(pool, example, seed, 0 if fixed_shots else number), shots, left)
         try:
-            if isinstance(whole, PartialExample):
-                encoded = [encode(tokenizer, context, max_length) for context in _contexts(whole)]
-            else:
-                encoded = [encode(tokenizer, whole, max_length, room)]
+            whole, encoded = _encode_with(tokenizer, task, example, drawn, max_length, room)
         except ValueError as error:
             if errors is None:
                 raise
@@ -174,8 +190,66 @@ def ask(
             )
             continue
         cut_tokens = max(part.cut_tokens for part in encoded)
-        asked.append(Asked(example, whole, encoded, tuple(drawn[:kept]), cut_tokens))
+        asked.append(Asked(example, whole, encoded, tuple(drawn), cut_tokens))
     return asked
+
+
+def _encode_with(
+    tokenizer: Any, task: Task, example: Example, drawn: list[Example], max_length: int, room: int
+) -> tuple[Example, list[Encoded]]:
+    """A row with what was drawn for it, as text and as token ids. Where it is longer than was reckoned, `drawn` loses its
+    last ones.
+
+    Raises:
+        ValueError: The row alone is too long even without its text.
+    """
+    while True:
+        whole = with_shots(task, example, drawn)
+        try:
+            if isinstance(whole, PartialExample):
+                # Of these the option is read, and the ending alone is answered.
+                encoded = [encode(tokenizer, context, max_length) for context in _contexts(whole)]
+            else:
+                encoded = [encode(tokenizer, whole, max_length, room)]
+        except ValueError:
+            if not drawn:
+                raise
+        else:
+            if not drawn or not any(part.cut_tokens for part in encoded):
+                return whole, encoded
+        drawn.pop()
+
+
+class _ShotLengths:
+    """How many tokens examples take before a row; each is tokenized once."""
+
+    def __init__(self, tokenizer: Any, task: Task):
+        self.tokenizer, self.task = tokenizer, task
+        self.found: dict[int, int] = {}
+
+    def fitting(self, draws: Iterable[Example], count: int, tokens: int) -> list[Example]:
+        """The first `count` drawn that fit into so many tokens together, each if it does with those before."""
+        kept: list[Example] = []
+        passed_over = 0
+        for shot in draws:
+            if len(kept) == count or passed_over > PASSED_OVER:
+                break
+            length = self._length(shot)
+            if length <= tokens:
+                kept.append(shot)
+                tokens -= length
+            else:
+                passed_over += 1
+        return kept
+
+    def _length(self, shot: Example) -> int:
+        key = id(shot)
+        if key not in self.found:
+            # What it takes behind another one: at its beginning it would meet at other tokens.
+            shown = _shown(self.task, shot)
+            once, twice = (len(token_ids(self.tokenizer, text)) for text in (shown, shown + shown))
+            self.found[key] = twice - once
+        return self.found[key]
 
 
 def answer(
@@ -257,19 +331,3 @@ def _room(tokenizer: Any, task: Task, example: Example) -> int:
         return task.max_new_tokens
     completions = example.choices or (example.completion,)
     return max(len(token_ids(tokenizer, completion)) for completion in completions)
-
-
-def _fitting(tokenizer: Any, task: Task, example: Example, shots: list[Example], tokens: int) -> int:
-    """How many of the shots, from the first, fit with the row into so many tokens."""
-
-    def fits(count: int) -> bool:
-        prompt = with_shots(task, example, shots[:count]).prompt
-        return len(first_ids(tokenizer)) + len(token_ids(tokenizer, prompt)) <= tokens
-
-    if not shots or fits(len(shots)):
-        return len(shots)
-    low, high = 0, len(shots) - 1
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..data.readers import SourceConfig
-from ..tasks.base import ChoiceTask, RowError, Task, TextTask, text_of, value_of
-from ..tasks.rows import FieldMap
+from ..tasks.base import ChoiceTask, RowError, Task, TextTask, label_name, text_of, value_of
+from ..tasks.rows import FieldMap, lookup
 from ..tasks.sentiment import SENTIMENT
 from .protocol import LastWordTask, PartialTask
 
@@ -25,7 +25,7 @@ class Benchmark:
 
     Attributes:
         task: How a row is asked.
-        raw_fields: Fields of the data set's own rows that are read.
+        raw_fields: Fields of the data set's own rows that are read; where there are choices the answer is the last one.
         adapt: Makes the task's fields of them.
         dataset, config, split: On the Hub.
         train_split: Where examples are drawn from.
@@ -34,6 +34,7 @@ class Benchmark:
         train_dataset: Where the training split is not in `dataset`.
         local_file: What a file with such rows is called where the benchmark is published.
         language: Of the prompt.
+        other_names: Names that some copies of the data have for `raw_fields`, each with the one it stands for.
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Benchmark:
     train_dataset: str | None = None
     local_file: str = "its test split as JSONL"
     language: str = "en"
+    other_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -77,7 +79,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class RawFields(FieldMap):
-    """Reads a benchmark's own rows. `fields` and `label_map` are for files that name them otherwise."""
+    """Reads a benchmark's own rows. `fields` and `label_map` are for files that name them, or their answers, otherwise."""
 
     benchmark: Benchmark | None = field(default=None, kw_only=True)
 
@@ -91,13 +93,29 @@ class RawFields(FieldMap):
                 f"{', '.join(self.benchmark.raw_fields)}."
             )
 
+    def raw(self, row: Row) -> dict[str, Any]:
+        """A row by the data set's names, with its own answer.
+
+        Raises:
+            RowError: A field is missing, or has bytes that are no text.
+        """
+        assert self.benchmark is not None
+        values = {self.benchmark.other_names.get(name, name): value for name, value in row.items()}
+        values |= {name: lookup(row, own) for name, own in self.fields.items()}
+        _check_utf8({self.fields.get(name, name): values.get(name) for name in self.benchmark.raw_fields})
+        answer = self.benchmark.raw_fields[-1]
+        if answer in values and isinstance(self.benchmark.task, ChoiceTask):
+            known = label_name(values[answer], self.label_map)
+            if known is not None:
+                values[answer] = self.label_map[known]
+        return values
+
     def apply(self, row: Row, task: Task) -> dict[str, Any]:
         """See `FieldMap.apply`."""
         assert self.benchmark is not None
-        values = self.benchmark.adapt({**row, **{name: value_of(row, own) for name, own in self.fields.items()}})
-        label_field = getattr(task, "label_field", "")
-        if label_field in values and self.label_map:
-            values[label_field] = self.label_map.get(str(values[label_field]), values[label_field])
+        values = self.benchmark.adapt(self.raw(row))
+        # It may have read more than `raw_fields`.
+        _check_utf8(values)
         return values
 
 
@@ -118,15 +136,15 @@ def _options(row: Row) -> tuple[str, list[str], Any]:
     if isinstance(question, Mapping):
         question, choices = value_of(question, "stem"), question.get("choices")
     if isinstance(choices, Mapping):
-        texts, names = value_of(choices, "text"), value_of(choices, "label")
+        texts, names = _list_of(choices, "text"), _list_of(choices, "label")
     elif isinstance(choices, list) and all(isinstance(choice, Mapping) for choice in choices):
         texts, names = ([value_of(choice, key) for choice in choices] for key in ("text", "label"))
     else:
         raise RowError(f"field `choices` must hold `text` and `label` of each choice, got {choices!r}")
     answer = value_of(row, "answerKey")
-    if answer not in list(names):
-        raise RowError(f"`answerKey` {answer!r} is not one of {', '.join(map(str, names))}")
-    return question, list(texts), list(names).index(answer)
+    if answer not in names or len(names) != len(texts):
+        raise RowError(f"`answerKey` {answer!r} is not one of {', '.join(map(str, names))}, of {len(texts)} choices")
+    return question, texts, names.index(answer)
 
 
 def _arc(row: Row) -> dict[str, Any]:
@@ -145,7 +163,7 @@ def _piqa(row: Row) -> dict[str, Any]:
 
 
 def _winogrande(row: Row) -> dict[str, Any]:
-    before, blank, ending = text_of(row, "sentence").partition("_")
+    before, blank, ending = text_of(row, "sentence").strip().partition("_")
     if not blank or not ending.strip():
         raise RowError("`sentence` has no blank, which is `_`, with words behind it")
     options = [value_of(row, "option1"), value_of(row, "option2")]
@@ -177,7 +195,7 @@ def _trivia_qa(row: Row) -> dict[str, Any]:
     answer = value_of(row, "answer")
     if not isinstance(answer, Mapping):
         raise RowError(f"field `answer` must hold `value` and `aliases`, got {answer!r}")
-    answers = [value_of(answer, "value"), *answer.get("aliases", [])]
+    answers = [value_of(answer, "value"), *(_list_of(answer, "aliases") if "aliases" in answer else [])]
     return {"question": value_of(row, "question"), "answers": [one for one in answers if one]}
 
 
@@ -187,7 +205,7 @@ def _squad(row: Row) -> dict[str, Any]:
         raise RowError(f"field `answers` must hold a list `text`, got {answers!r}")
     values = {name: value_of(row, name) for name in ("context", "question")}
     title = text_of(row, "title").replace("_", " ")
-    return {**values, "title": title, "answers": list(value_of(answers, "text"))}
+    return {**values, "title": title, "answers": _list_of(answers, "text")}
 
 
 def _wmt(row: Row) -> dict[str, Any]:
@@ -237,18 +255,49 @@ def _with_yes_or_no(*names: str) -> Callable[[Row], dict[str, Any]]:
 
 def _with_polarity(text: str) -> Callable[[Row], dict[str, Any]]:
     """A field of text, and a `label` of 0 and 1 as negative and positive."""
+    polarity = {"no": "negative", "yes": "positive"}
 
     def adapt(row: Row) -> dict[str, Any]:
-        polarity = {"no": "negative", "yes": "positive"}[_yes_or_no(value_of(row, "label"))]
-        return {"text": value_of(row, text), "label": polarity}
+        label = value_of(row, "label")
+        if label not in polarity.values():
+            label = polarity[_yes_or_no(label)]
+        return {"text": value_of(row, text), "label": label}
 
     return adapt
+
+
+def _check_utf8(values: Row) -> None:
+    for name, value in values.items():
+        try:
+            "".join(_texts(value)).encode()
+        except UnicodeEncodeError:
+            raise RowError(f"field `{name}` is not valid UTF-8") from None
+
+
+def _texts(value: Any) -> list[str]:
+    """All texts that a field holds."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+    return [text for part in parts for text in _texts(part)]
+
+
+def _list_of(row: Row, name: str) -> list[Any]:
+    """A field of a row that holds a list.
+
+    Raises:
+        RowError: It is missing, or something else.
+    """
+    value = value_of(row, name)
+    if not isinstance(value, (list, tuple)):
+        raise RowError(f"field `{name}` must be a list, got {value!r}")
+    return list(value)
 
 
 def _yes_or_no(value: Any) -> str:
     name = {"1": "yes", "true": "yes", "yes": "yes", "0": "no", "false": "no", "no": "no"}.get(str(value).lower())
     if name is None:
-        raise RowError(f"a label must be 0 or 1, or true or false, got {value!r}")
+        raise RowError(f"a label must be 0 or 1, true or false, or its name, got {value!r}")
     return name
 
 
@@ -263,9 +312,9 @@ def _from_one(row: Row, name: str) -> int:
 # --- The benchmarks
 
 LAMBADA = Benchmark(
-    task=LastWordTask(name="lambada", prompt="{context}", target_field="word"),
+    task=LastWordTask(name="lambada", prompt="{context}", cut_side="start", target_field="word"),
     few_shot_task=LastWordTask(
-        name="lambada", prompt="Fill in blank:\n{context} ____. ->", target_field="word", separator="\n\n"
+        name="lambada", prompt="Fill in blank:\n{context} ____. ->", cut_side="start", target_field="word"
     ),
     raw_fields=("text",),
     adapt=_lambada,
@@ -282,6 +331,7 @@ HELLASWAG = Benchmark(
     task=ChoiceTask(
         name="hellaswag",
         prompt="{activity_label}: {ctx}",
+        cut_side="start",
         choices_field="endings",
         metrics=["accuracy"],
         separator="\n",
@@ -296,7 +346,14 @@ HELLASWAG = Benchmark(
     local_file="hellaswag_val.jsonl",
 )
 PIQA = Benchmark(
-    task=ChoiceTask(name="piqa", prompt="{goal}", choices_field="solutions", metrics=["accuracy"], separator="\n"),
+    task=ChoiceTask(
+        name="piqa",
+        prompt="{goal}",
+        cut_side="start",
+        choices_field="solutions",
+        metrics=["accuracy"],
+        separator="\n",
+    ),
     raw_fields=("goal", "sol1", "sol2", "label"),
     adapt=_piqa,
     dataset="baber/piqa",
@@ -310,6 +367,7 @@ WINOGRANDE = Benchmark(
     task=PartialTask(
         name="winogrande",
         prompt="{before}",
+        cut_side="start",
         choices_field="options",
         label_field="answer",
         metrics=["accuracy"],
@@ -351,6 +409,7 @@ OPENBOOKQA = Benchmark(
     task=ChoiceTask(
         name="openbookqa",
         prompt="{question}",
+        cut_side="start",
         choices_field="choices",
         label_field="answer",
         normalization="unconditional",
@@ -394,6 +453,7 @@ STORY_CLOZE = Benchmark(
     task=ChoiceTask(
         name="storycloze",
         prompt="{story}",
+        cut_side="start",
         choices_field="endings",
         label_field="answer",
         metrics=["accuracy"],
@@ -406,6 +466,12 @@ STORY_CLOZE = Benchmark(
         "AnswerRightEnding",
     ),
     adapt=_story_cloze,
+    # The Hub's.
+    other_names={
+        **{f"input_sentence_{number}": f"InputSentence{number}" for number in range(1, 5)},
+        **{f"sentence_quiz{number}": f"RandomFifthSentenceQuiz{number}" for number in (1, 2)},
+        "answer_right_ending": "AnswerRightEnding",
+    },
     # Given out on request only: the Hub has the script that reads the files, not the files.
     dataset="LSDSem/story_cloze",
     config="2016",
@@ -527,6 +593,7 @@ KOBEST = (
             name="kobest-copa",
             prompt="{premise} {connective}",
             cut_field="premise",
+            cut_side="start",
             choices_field="alternatives",
             metrics=["accuracy"],
             separator="\n",
@@ -551,6 +618,7 @@ KOBEST = (
         ChoiceTask(
             name="kobest-hellaswag",
             prompt="{context}",
+            cut_side="start",
             choices_field="endings",
             metrics=["accuracy"],
             separator="\n",

@@ -1,5 +1,6 @@
 """Rows as the data sets have them become the questions of the paper's appendix G."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -280,7 +281,11 @@ def test_pairs_of_sentences_need_no_wrapping():
         ("arc-easy", {"answerKey": "E"}, "`answerKey` 'E' is not one of A, B, C, D"),
         ("race-high", {"answer": "E"}, "must be A, B, C or D"),
         ("lambada", {"text": "word"}, "one word alone"),
+        ("arc-easy", {"choices": {"text": None, "label": None}}, "field `text` must be a list, got None"),
+        ("arc-easy", {"choices": {"text": ["a", "b"], "label": ["A", "B", "C"]}}, "'B' is not one of A, B, C, of 2"),
         ("triviaqa", {"answer": "Duchamp"}, "`value` and `aliases`"),
+        ("triviaqa", {"answer": {"value": "a", "aliases": None}}, "field `aliases` must be a list, got None"),
+        ("squadv2", {"answers": {"text": None}}, "field `text` must be a list, got None"),
         ("squadv2", {"answers": ["4,000"]}, "a list `text`"),
         ("boolq", {"answer": "maybe"}, "0 or 1"),
         ("kobest-copa", {"question": "왜"}, "원인 or 결과"),
@@ -291,6 +296,88 @@ def test_a_row_that_cannot_be_asked_says_why(name, changes, message):
     benchmark = BENCHMARKS[name]
     with pytest.raises(RowError, match=message):
         benchmark.task.example(field_map(benchmark).apply({**ROWS[name], **changes}, benchmark.task))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(
+    "value", [None, 7, "x", "", ["x"], [], {}, {"text": 1, "label": 1}, [{}], True, "caf\udce9", "\ud800"]
+)
+def test_whatever_a_field_holds_the_row_is_asked_or_named(name, value):
+    benchmark = BENCHMARKS[name]
+    for field in ROWS[name]:
+        for inside in [None, *(ROWS[name][field] if isinstance(ROWS[name][field], dict) else [])]:
+            changed = value if inside is None else {**ROWS[name][field], inside: value}
+            try:
+                row = {**ROWS[name], field: changed}
+                example = field_map(benchmark).example(row, benchmark.task, "rows.jsonl:1")
+            except RowError as error:
+                assert "`" in str(error) or "label" in str(error)
+            else:
+                assert (example.prompt + "".join(example.choices or example.references)).encode()
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_bytes_that_are_no_text_are_named_and_counted(name, tmp_path):
+    benchmark = BENCHMARKS[name]
+    text = benchmark.raw_fields[0]
+    good, broken = json.dumps(ROWS[name]), ROWS[name][text]
+    broken = dict.fromkeys(broken, "�") if isinstance(broken, dict) else "\ud800"
+    path = tmp_path / "rows.jsonl"
+    latin = json.dumps({**ROWS[name], text: broken}).replace("\\ud800", "caf\u00e9").encode("latin-1")
+    path.write_bytes(b"\n".join([good.encode(), json.dumps({**ROWS[name], text: broken}).encode(), latin]))
+    errors = RowErrors()
+    found = read_examples(benchmark.task, SourceConfig(path=str(path)), errors, field_map(benchmark), progress=False)
+    assert len(found) == 1
+    said = [f"{path}:{line}: field `{text}` is not valid UTF-8" for line in (2, 3)]
+    assert errors.examples == said and errors.count == 2
+
+
+def test_storycloze_has_the_hubs_names_too():
+    row = {
+        **{f"input_sentence_{n}": ROWS["storycloze"][f"InputSentence{n}"] for n in range(1, 5)},
+        **{f"sentence_quiz{n}": ROWS["storycloze"][f"RandomFifthSentenceQuiz{n}"] for n in (1, 2)},
+        "answer_right_ending": 2,
+    }
+    benchmark = BENCHMARKS["storycloze"]
+    example = field_map(benchmark).example(row, benchmark.task, "")
+    assert (example.prompt, example.completion, list(example.choices)) == ASKED["storycloze"]
+
+
+def test_a_sentence_that_begins_with_its_blank_has_options_without_a_space():
+    benchmark = BENCHMARKS["winogrande"]
+    row = {"sentence": "_ ran to Ann.", "option1": "Bob", "option2": "Eve", "answer": "2"}
+    example = field_map(benchmark).example(row, benchmark.task, "")
+    assert (example.prompt, example.completion) == ("", "Eve ran to Ann.")
+    assert example.choices == ("Bob ran to Ann.", "Eve ran to Ann.") and example.references == ("Eve",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "label_map", "completion"),
+    [
+        ("nsmc", "pos", {"pos": "1", "neg": "0"}, " 긍정"),
+        ("nsmc", "neg", {"pos": "positive", "neg": "negative"}, " 부정"),
+        ("boolq", "Y", {"Y": "yes", "N": "no"}, " yes"),
+        ("kobest-wic", 2.0, {"2": "1", "1": "0"}, " 예"),
+        ("kobest-copa", "B", {"A": "0", "B": "1"}, " 물의 양이 줄어들었다."),
+        ("winogrande", "fruits", {"fruits": "1", "vegetables": "2"}, " fruits are saccharine."),
+        ("storycloze", 0, {"0": "1", "1": "2"}, " Bob contemplated how unfriendly the world was."),
+        ("arc-easy", 2, {"2": "B"}, " bacteria"),
+    ],
+)
+def test_other_values_of_an_answer_are_mapped_before_they_are_read(name, value, label_map, completion):
+    benchmark = BENCHMARKS[name]
+    row = {**ROWS[name], benchmark.raw_fields[-1]: value}
+    assert field_map(benchmark, label_map=label_map).example(row, benchmark.task, "").completion == completion
+    with pytest.raises(RowError):
+        field_map(benchmark).example({**row, benchmark.raw_fields[-1]: "?"}, benchmark.task, "")
+
+
+def test_names_of_raw_fields_go_into_others():
+    benchmark = BENCHMARKS["piqa"]
+    row = {"d": {"g": "Seal wood."}, "sol1": "Brush.", "sol2": "Drip.", "label": 1}
+    assert field_map(benchmark, {"goal": "d.g"}).example(row, benchmark.task, "").prompt == "Seal wood."
+    with pytest.raises(RowError, match=r"no field `d\.h`"):
+        field_map(benchmark, {"goal": "d.h"}).example(row, benchmark.task, "")
 
 
 def test_other_names_of_raw_fields():

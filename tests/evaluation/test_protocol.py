@@ -8,10 +8,11 @@ import torch
 from converted_models import POSITIONS, by_hand, save_pair
 
 from hfgpt.data.readers import RowErrors
-from hfgpt.evaluation.benchmarks import BENCHMARKS
+from hfgpt.evaluation.benchmarks import BENCHMARKS, field_map
 from hfgpt.evaluation.protocol import answer, ask, draw_shots
 from hfgpt.generation import load
 from hfgpt.tasks import ChoiceTask, TextTask, get_task
+from hfgpt.tasks.encoding import token_ids
 
 
 @pytest.fixture(scope="module")
@@ -103,20 +104,116 @@ def test_a_few_shot_prompt_is_tokenized_as_one_text(pair):
     assert one.encoded[0].prompt_ids == tokenizer.encode(one.example.prompt, add_special_tokens=False)
 
 
-def test_examples_that_do_not_fit_are_left_out_whole_and_from_the_end(pair):
+def test_examples_that_do_not_fit_are_left_out_whole(pair):
     _, tokenizer, _ = pair
     asked = ask(tokenizer, TASK, ROWS, max_length=100, shots=6, pool=POOL)
     for number, one in enumerate(asked):
         assert 1 <= len(one.shots) < 6
-        assert list(one.shots) == draw_shots(POOL, ROWS[number], 6, seed=0, number=number)[: len(one.shots)]
         assert one.cut_tokens == 0
         assert tokenizer.decode(one.encoded[0].prompt_ids).startswith("Review: The film number 10")
         longest = max(map(len, one.encoded[0].choice_ids))
         assert len(one.encoded[0].prompt_ids) + longest <= 100
-        # One more would not have fitted.
-        more = draw_shots(POOL, ROWS[number], 6, seed=0, number=number)[: len(one.shots) + 1]
-        text = "".join(shot.prompt + shot.completion + "\n\n" for shot in more) + ROWS[number].prompt
-        assert len(tokenizer.encode(text)) + longest > 100
+        # In the order they were drawn; one that was passed over would not have fitted with those before it.
+        kept = []
+        for shot in draw_shots(POOL, ROWS[number], len(POOL), seed=0, number=number):
+            if shot in one.shots:
+                kept.append(shot)
+                continue
+            text = "".join(shown.prompt + shown.completion + "\n\n" for shown in [*kept, shot]) + ROWS[number].prompt
+            assert len(tokenizer.encode(text)) + longest > 100
+        assert tuple(kept) == one.shots
+
+
+@pytest.mark.parametrize("long", [0, 1, 5])
+def test_an_example_that_is_too_long_by_itself_takes_no_others_away(pair, long):
+    _, tokenizer, _ = pair
+    endless = examples(
+        TASK, [{"text": f"{n} " + "dull " * 300, "label": "negative"} for n in range(long)], "long.jsonl"
+    )
+    pool = [*POOL[:3], *endless]
+    for one in ask(tokenizer, TASK, ROWS, max_length=POSITIONS, shots=3, pool=pool):
+        assert {shot.where for shot in one.shots} == {shot.where for shot in POOL[:3]}
+        assert one.cut_tokens == 0
+
+
+def test_a_full_context_ends_the_drawing(pair, monkeypatch):
+    _, tokenizer, _ = pair
+    drawn = []
+    monkeypatch.setattr("hfgpt.evaluation.protocol.permute", lambda index, *_: drawn.append(index) or index)
+    long = {"text": "dull " * 30, "label": "negative"}
+    pool = examples(TASK, [{**long, "text": f"{n} {long['text']}"} for n in range(500)], "train.jsonl")
+    (one,) = ask(tokenizer, TASK, ROWS[:1], max_length=POSITIONS, shots=100, pool=pool)
+    assert 1 <= len(one.shots) < 10 and 64 < len(drawn) < 100
+
+
+def test_an_example_is_tokenized_by_itself_once(pair, monkeypatch):
+    _, tokenizer, _ = pair
+    texts = []
+
+    def counting(tokenizer, text):
+        texts.append(text)
+        return token_ids(tokenizer, text)
+
+    monkeypatch.setattr("hfgpt.evaluation.protocol.token_ids", counting)
+    for max_length in (POSITIONS, 100):
+        texts.clear()
+        ask(tokenizer, TASK, ROWS * 6, max_length=max_length, shots=3, pool=POOL)
+        # Each example alone and behind itself; of each row its prompt, and two choices.
+        assert len(texts) <= 2 * len(POOL) + 3 * len(ROWS * 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("lambada", {"text": "LONG on the red mat"}),
+        ("hellaswag", {"activity_label": "Cake", "ctx": "LONG on the red", "endings": ["mat", "dog"], "label": 0}),
+        ("piqa", {"goal": "LONG on the red", "sol1": "mat", "sol2": "dog", "label": 0}),
+        (
+            "openbookqa",
+            {
+                "question_stem": "LONG on the red",
+                "choices": {"text": ["mat", "dog"], "label": ["A", "B"]},
+                "answerKey": "A",
+            },
+        ),
+        (
+            "storycloze",
+            {
+                **{f"InputSentence{n}": "LONG" for n in (1, 2, 3)},
+                "InputSentence4": "on the red",
+                "RandomFifthSentenceQuiz1": "mat",
+                "RandomFifthSentenceQuiz2": "dog",
+                "AnswerRightEnding": 1,
+            },
+        ),
+        ("winogrande", {"sentence": "LONG on the red _ was he.", "option1": "mat", "option2": "dog", "answer": "1"}),
+        (
+            "kobest-hellaswag",
+            {"context": "LONG on the red", **{f"ending_{n}": "mat" for n in (1, 2, 3, 4)}, "label": 0},
+        ),
+        (
+            "kobest-copa",
+            {"premise": "LONG on the red", "question": "결과", "alternative_1": "a", "alternative_2": "b", "label": 0},
+        ),
+    ],
+)
+@pytest.mark.parametrize("shots", [0, 1])
+def test_a_long_text_keeps_the_words_that_its_answer_goes_on_from(pair, name, row, shots):
+    _, tokenizer, _ = pair
+    benchmark = BENCHMARKS[name]
+    task = benchmark.task_for(shots)
+    long = {
+        key: value.replace("LONG", "words " * 150) if isinstance(value, str) else value for key, value in row.items()
+    }
+    example = field_map(benchmark).example(long, task, "rows:1")
+    pool = [field_map(benchmark).example({**row, next(iter(row)): row[next(iter(row))] + " x"}, task, "train:1")]
+    one = ask(tokenizer, task, [example], max_length=POSITIONS, shots=shots, pool=pool)[0]
+    assert one.cut_tokens > 0 and one.shots == ()
+    for encoded in one.encoded:
+        read = tokenizer.decode(encoded.prompt_ids)
+        assert "on the red" in read[-60:]
+        assert read.endswith(task.prompt.rpartition("}")[2]) and len(encoded.prompt_ids) <= POSITIONS
+    assert ("Fill in blank:" in tokenizer.decode(one.encoded[0].prompt_ids)) == (name == "lambada" and shots == 1)
 
 
 def test_a_row_that_alone_is_too_long_is_cut_and_has_no_examples(pair):
@@ -212,6 +309,19 @@ def test_winogrande_compares_the_ending_after_each_option(pair, shots):
         assert prediction.label == scores.index(max(scores))
         assert one.row.label == n % 2
         assert one.row.completion == f" {one.row.references[0]} was dull."
+
+
+def test_winogrande_scores_the_ending_after_options_that_begin_the_sentence(pair):
+    gpt2, tokenizer, gpt3 = pair
+    benchmark = BENCHMARKS["winogrande"]
+    raw = {"sentence": "_ was dull.", "option1": "The film", "option2": "Music", "answer": "1"}
+    row = field_map(benchmark).example(raw, benchmark.task, "rows:1")
+    before = field_map(benchmark).example({**raw, "sentence": "So _ was warm."}, benchmark.task, "train:1")
+    for shots, start in ((0, ""), (1, "So The film was warm.\n")):
+        asked = ask(tokenizer, benchmark.task, [row], max_length=POSITIONS, shots=shots, pool=[before])
+        (found,) = answer(gpt3, tokenizer, benchmark.task, asked, progress=False)
+        scores = [by_hand(gpt2, tokenizer, start + option, " was dull.")[0] for option in ("The film", "Music")]
+        assert found.scores == pytest.approx(scores, abs=1e-5)
 
 
 @pytest.mark.parametrize("shots", [0, 2])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -38,8 +39,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
     Raises:
         ValueError: Prompt and answer without the text are longer than that.
     """
-    choices = [token_ids(tokenizer, choice) for choice in example.choices]
-    completion = choices[example.label] if example.label is not None else token_ids(tokenizer, example.completion)
+    choices = [continuation_ids(tokenizer, choice) for choice in example.choices]
+    label = example.label
+    completion = choices[label] if label is not None else continuation_ids(tokenizer, example.completion)
     if not choices and example.completion and tokenizer.eos_token_id is not None:
         completion = [*completion, tokenizer.eos_token_id]
     room = max([len(completion), *map(len, choices)]) if room is None else room
@@ -47,7 +49,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
     prompt = start + token_ids(tokenizer, example.prompt)
     if len(prompt) + room <= max_length:
         return Encoded(prompt, completion, choices)
-    head, tail = start + token_ids(tokenizer, example.before), token_ids(tokenizer, example.after)
+    head, tail = start + token_ids(tokenizer, example.before), continuation_ids(tokenizer, example.after)
     left = max_length - room - len(head) - len(tail)
     if left <= 0:
         raise ValueError(
@@ -58,7 +60,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, example: Example, max_length: int
     if example.cut_side == "start":
         # A word's token brings the space before it.
         head = start + token_ids(tokenizer, example.before.rstrip(" "))
-        whole = token_ids(tokenizer, example.text + example.after)
+        whole = continuation_ids(tokenizer, example.text + example.after)
         kept = max_length - room - len(head)
         prompt = head + whole[-kept:]
     else:
@@ -74,6 +76,29 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         return []
     # Too long a text is cut by the caller, and no news.
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+# What continuations are tokenized behind, of tokenizers that mark the beginning of a text. The first of them whose own
+# tokens stay as they are is taken: a letter would merge with one that follows it, a line break with another one.
+ANCHORS = ("\n", "a")
+_marks_beginnings: WeakKeyDictionary[PreTrainedTokenizerBase, bool] = WeakKeyDictionary()
+
+
+def continuation_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that goes on from another one: a completion, or what stands behind the text that was cut.
+
+    Tokenizers like Llama 2's put a space, or its mark, before any text: what goes on would begin with one too many.
+    """
+    if tokenizer not in _marks_beginnings:
+        behind = [token_ids(tokenizer, f"a{piece}") for piece in (" b", "\nb")]
+        pieces = [token_ids(tokenizer, "a") + token_ids(tokenizer, piece) for piece in (" b", "\nb")]
+        _marks_beginnings[tokenizer] = behind != pieces
+    if text and _marks_beginnings[tokenizer]:
+        for anchor in ANCHORS:
+            before, whole = token_ids(tokenizer, anchor), token_ids(tokenizer, anchor + text)
+            if before and whole[: len(before)] == before:
+                return whole[len(before) :]
+    return token_ids(tokenizer, text)
 
 
 def first_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,13 +1,16 @@
 """Examples as token ids: nothing but the text is ever cut, and the loss falls on completions alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
-from small_models import KINDS, make_model, make_tokenizer, random_ids
+from small_models import KINDS, TEXTS, make_model, make_tokenizer, random_ids
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hfgpt.tasks import Example, TextTask, get_task
-from hfgpt.tasks.encoding import CompletionCollator, encode, first_ids, token_ids
+from hfgpt.tasks.encoding import CompletionCollator, continuation_ids, encode, first_ids, token_ids
 
 
 FILM = "The film was dull. "
@@ -172,3 +175,98 @@ def test_what_is_in_a_batch():
 
 def test_ids_of_nothing_are_none():
     assert token_ids(make_tokenizer(), "") == []
+
+
+# Completions in running text
+
+LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def make_marking_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Tokenizers of the kinds there are. The first four put a space, or its mark, before a text that has none."""
+    tokenizer, alphabet, special = Tokenizer(models.BPE()), [], ["<s>", "</s>"]
+    texts = TEXTS * 20
+    if kind == "llama 2":
+        tokenizer.model = models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        tokenizer.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
+        special = ["<unk>", *special, *(f"<0x{byte:02X}>" for byte in range(256))]
+        texts = [word for text in texts for word in text.split()]
+    elif kind.startswith("metaspace"):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=kind.split()[1])
+        tokenizer.decoder = decoders.Metaspace(prepend_scheme=kind.split()[1])
+    else:
+        byte_level = pre_tokenizers.ByteLevel(
+            add_prefix_space=kind == "byte level, prefix", use_regex=kind != "llama 3"
+        )
+        words = pre_tokenizers.Split(Regex(LLAMA3_WORDS), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level]) if kind == "llama 3" else byte_level
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+MARKING = ["llama 2", "metaspace always", "metaspace first", "byte level, prefix"]
+CONTINUATIONS = [
+    " positive",
+    "positive",
+    " 긍정",
+    "긍정",
+    "\nSentiment:",
+    "\n\nPassage",
+    ". It",
+    " (",
+    "1816",
+    "\tMary",
+]
+
+
+@pytest.mark.parametrize("prompt", ["Review: dull.", "리뷰: 감동", "Answer:", "Geneva in ("])
+@pytest.mark.parametrize("kind", MARKING)
+def test_a_completion_is_tokenized_as_in_running_text(kind, prompt):
+    tokenizer = make_marking_tokenizer(kind)
+    before = token_ids(tokenizer, prompt)
+    compared = 0
+    for text in CONTINUATIONS:
+        whole = token_ids(tokenizer, prompt + text)
+        if whole[: len(before)] == before:  # or the two have a token in common
+            assert continuation_ids(tokenizer, text) == whole[len(before) :], text
+            compared += 1
+    assert compared >= 5
+    # What this is for: by itself a text begins with one space too many.
+    assert any(continuation_ids(tokenizer, text) != token_ids(tokenizer, text) for text in CONTINUATIONS)
+    assert continuation_ids(tokenizer, "") == []
+
+
+@pytest.mark.parametrize("kind", ["gpt 2", "llama 3", "ours"])
+def test_where_texts_get_no_mark_a_completion_is_as_it_is_alone(kind):
+    tokenizer = make_tokenizer() if kind == "ours" else make_marking_tokenizer(kind)
+    for text in [*CONTINUATIONS, "a", "\n", "b c", " ", "  x", "{"]:
+        assert continuation_ids(tokenizer, text) == token_ids(tokenizer, text)
+
+
+@pytest.mark.parametrize("cut_side", ["end", "start"])
+@pytest.mark.parametrize("kind", MARKING)
+def test_an_example_reads_as_running_text(kind, cut_side):
+    tokenizer = make_marking_tokenizer(kind)
+    task = replace(get_task("sentiment"), cut_side=cut_side)
+    example = task.example({"text": FILM * 20, "label": "positive"})
+    whole = encode(tokenizer, example, 10_000)
+    for label, choice in enumerate(example.choices):
+        assert whole.prompt_ids + whole.choice_ids[label] == token_ids(tokenizer, example.prompt + choice)
+    cut = encode(tokenizer, example, 60)
+    assert cut.choice_ids == whole.choice_ids and len(cut.prompt_ids) <= 60 - max(map(len, cut.choice_ids))
+    # What stands around the text is that of the whole, without a mark between.
+    behind = continuation_ids(tokenizer, example.after)
+    assert cut.prompt_ids[-len(behind) :] == whole.prompt_ids[-len(behind) :] == behind
+    head = token_ids(tokenizer, example.before.rstrip(" "))
+    assert cut.prompt_ids[: len(head)] == whole.prompt_ids[: len(head)] == head
+    free = TextTask(name="x", prompt="{q}\nA:").example({"q": "a", "target": "dull"})
+    encoded = encode(tokenizer, free, 100)
+    running = token_ids(tokenizer, free.prompt + free.completion)
+    assert encoded.prompt_ids + encoded.completion_ids == [*running, tokenizer.eos_token_id]

@@ -12,6 +12,7 @@ A new one is a file like `sentiment.py`, or a YAML file whose path stands in the
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,11 @@ def get_task(name: str, language: str = "en") -> Task:
     elif name in TASKS:
         languages = TASKS[name]
     else:
-        raise ValueError(f"Unknown `task` {name!r}; the tasks are {', '.join(TASKS)}, or the path of a YAML file.")
+        near = get_close_matches(name, TASKS, n=1)
+        hint = f": did you mean `{near[0]}`?" if near else "."
+        raise ValueError(
+            f"Unknown `task` {name!r}{hint} The tasks are {', '.join(TASKS)}, or the path of a YAML file."
+        )
     if language not in languages:
         raise ValueError(f"Task {name!r} has no `language` {language!r}; it has {', '.join(languages)}.")
     return languages[language]

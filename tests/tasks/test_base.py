@@ -20,8 +20,10 @@ def text_task(**fields) -> TextTask:
 
 
 def test_unknown_tasks_and_languages_are_listed():
-    with pytest.raises(ValueError, match=r"'sentimental'.*sentiment, translation, qa"):
+    with pytest.raises(ValueError, match=r"'sentimental': did you mean `sentiment`\? .*sentiment, translation, qa"):
         get_task("sentimental")
+    with pytest.raises(ValueError, match=r"'zzz'\. The tasks are sentiment, translation, qa"):
+        get_task("zzz")
     with pytest.raises(ValueError, match="en, ko"):
         get_task("sentiment", "fr")
 

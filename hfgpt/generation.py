@@ -1,5 +1,6 @@
 """Load a model folder, an adapter folder or a Hub name, and continue a prompt."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ def load(
         dtype: "float32", "bfloat16", "float16", or "auto": as stored.
 
     Raises:
-        ValueError: There is no such model, or an adapter's base model cannot be found.
+        ValueError: There is no such model or device, or an adapter's base model cannot be found.
     """
-    path = Path(model_name_or_path)
+    path, device = Path(model_name_or_path), _device(device)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
         if (path / ADAPTER_CONFIG_FILE).is_file():
@@ -55,9 +56,24 @@ def load(
         raise ValueError(f"Cannot load a model from {model_name_or_path}: {error}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if device is None:
-        device = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
     return model.to(device).eval(), tokenizer
+
+
+def _device(name: str | None) -> torch.device:
+    """Where to put a model.
+
+    Raises:
+        ValueError: There is no such device here.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    try:
+        device = torch.device(name) if name is not None else found or torch.device("cpu")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = f"cpu or {found.type}" if found is not None else "cpu"
+        said = re.split(r"\. |\n", str(error).strip())[0]
+        raise ValueError(f"`--device {name}` cannot be used here ({said}): give {here}.") from None
+    return device
 
 
 def generate(

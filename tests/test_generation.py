@@ -49,3 +49,9 @@ def test_the_models_precision_is_kept(pretrained, tmp_path):
 def test_a_folder_without_a_model_is_named(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", ""])
+def test_a_device_that_is_not_here_is_named(pretrained, device):
+    with pytest.raises(ValueError, match=f"`--device {device}` cannot be used here .*: give cpu"):
+        load(pretrained, device=device)

@@ -207,7 +207,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--tasks",
         metavar="NAME,...",
-        help="tasks, benchmarks, or YAML files of tasks (default: what it was fine-tuned for)",
+        help="tasks, benchmarks (kobest is all of kobest-*), or YAML files of tasks (default: what it was fine-tuned for)",
     )
     evaluate.add_argument("--lang", metavar="LANG", help="language of the prompt, or a pair: en, ko, en-ko, ...")
 
@@ -261,6 +261,12 @@ def _add_evaluate(commands: Any) -> None:
         "--num-beams", type=int, metavar="N", help="of free text (default: the task's; the paper's are 4)"
     )
     how.add_argument(
+        "--max-new-tokens",
+        type=int,
+        metavar="N",
+        help="of a written answer (default: the task's, at most half of the positions; of a fine-tuned model the task's)",
+    )
+    how.add_argument(
         "--batch-tokens", type=int, metavar="N", help="tokens of a batch (default: by the memory there is)"
     )
     how.add_argument(
@@ -272,7 +278,10 @@ def _add_evaluate(commands: Any) -> None:
 
     more = evaluate.add_argument_group("more to score")
     more.add_argument(
-        "--perplexity", action="append", metavar="FILE|DIR", help="of a text, or a prepared corpus' held-out split"
+        "--perplexity",
+        action="append",
+        metavar="FILE|DIR",
+        help="of a text, or a prepared corpus' held-out split; without --tasks the options of rows are of the text's",
     )
     more.add_argument(
         "--stride", type=int, metavar="N", help="tokens its window moves by (default: half of the window)"
@@ -393,15 +402,19 @@ def _evaluate(arguments: argparse.Namespace) -> None:
                 raise ValueError(f"`--{name}` is of a learning curve: give `--curve RECIPE`.")
         if arguments.model is None:
             raise ValueError("Name the MODEL to score.")
+    from .evaluation.results import to_json
+
     # Standard output is for the results; libraries say a word there, too.
     with redirect_stdout(sys.stderr):
-        values, lines, notes = (_score if arguments.curve is None else _curve)(arguments)
+        values, lines, notes, unsaved = (_score if arguments.curve is None else _curve)(arguments)
     for note in notes:
         print(note, file=sys.stderr)
-    print(json.dumps(values, ensure_ascii=False) if arguments.json else "\n".join(lines))
+    print(to_json(values) if arguments.json else "\n".join(lines))
+    if unsaved:
+        raise ValueError(unsaved)
 
 
-def _score(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[str]]:
+def _score(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[str], str]:
     from .evaluation.evaluate import EvaluateOptions, evaluate_from
 
     names = {"lang": "language"}
@@ -421,10 +434,10 @@ def _score(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], li
         if not isinstance(values["where"], dict):
             raise ValueError(f'`--where` must be a mapping, such as {{"stars": [1, 5]}}, got {values["where"]!r}.')
     result = evaluate_from(EvaluateOptions(**values))
-    return result.as_dict(), result.lines(), result.notes()
+    return result.as_dict(), result.lines(), result.notes(), result.unsaved
 
 
-def _curve(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[str]]:
+def _curve(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], list[str], str]:
     defaults = vars(make_parser().parse_args(["evaluate"]))
     own = ("curve", "labels", "seeds", "output", "json")
     given = [name for name, value in vars(arguments).items() if name not in own and value != defaults[name]]
@@ -444,7 +457,7 @@ def _curve(arguments: argparse.Namespace) -> tuple[dict[str, Any], list[str], li
     output = Path(arguments.output or f"{training.output_dir}-curve")
     seeds = 3 if arguments.seeds is None else arguments.seeds
     result = curve(config, training, [int(word) for word in words], seeds, output)
-    return result, curve_lines(result, output / PLOT_FILE), []
+    return result, curve_lines(result, output / PLOT_FILE), [], ""
 
 
 def _pairs(words: list[str], option: str) -> dict[str, str]:

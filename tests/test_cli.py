@@ -206,6 +206,12 @@ def test_evaluate_prints_a_table(pretrained, labelled, capsys):
         (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--where", "[1]"], "must be a mapping"),
         (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--fields", "text"], "`--fields` takes pairs"),
         (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--labels", "16"], "--curve RECIPE"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--shots", ""], "`--shots` names no number"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--shots", "0,0"], "`--shots` has 0 more than once"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--test-fraction", "0.5"], "`--part test`"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--output", "README.md"], "`--output README.md`"),
+        (["MODEL", "--tasks", "sentiment", "--data", "x.jsonl", "--device", "foo"], "`--device foo` cannot"),
+        (["MODEL", "--tasks", "sentimint", "--data", "x.jsonl"], "did you mean `sentiment`"),
         (["MODEL", "--curve", "recipe.yaml"], "leave out MODEL"),
         (["--curve", "recipe.yaml", "--shots", "1"], "leave out --shots"),
         (["--curve", "recipes/finetune/sentiment-full-imdb.yaml", "--labels", "few"], "`--labels` takes numbers"),
@@ -216,6 +222,71 @@ def test_evaluate_refuses_what_cannot_be(pretrained, capsys, words, message):
     assert main(["evaluate", *words]) == 2
     err = capsys.readouterr().err
     assert message in err and "hfgpt evaluate: error: " in err
+
+
+def test_evaluate_refuses_a_model_whose_scores_are_no_numbers(pretrained, labelled, tmp_path, capsys):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(pretrained)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(pretrained).save_pretrained(tmp_path / "broken")
+    lambada = write_jsonl(tmp_path / "lambada.jsonl", [{"text": "The film was dull."}])
+    capsys.readouterr()  # saving says a word there
+    words = ["evaluate", str(tmp_path / "broken"), "--device", "cpu", "--json", "--output", str(tmp_path / "out")]
+    for more in (["--tasks", "lambada", "--data", str(lambada)], ["--perplexity", str(lambada)]):
+        assert main([*words, *more]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and ("not a number" in captured.err or "not numbers" in captured.err)
+
+
+def test_evaluate_prints_what_it_cannot_save(pretrained, labelled, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfgpt.evaluation.results.Path.write_text", full)
+    words = ["--json", "--max-rows", "3", "--output", str(tmp_path / "out"), "--resamples", "20"]
+    assert main(evaluate_words(pretrained, labelled, *words)) == 2
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["results"][0]["rows"] == 3
+    assert "error: The results are not saved" in captured.err and "No space left" in captured.err
+
+
+def test_evaluate_reads_the_tasks_own_names_for_a_model_trained_with_others(pretrained, labelled, tmp_path, capsys):
+    from hfgpt.tasks import get_task
+    from hfgpt.tasks.saved import TaskRecord, save_task
+
+    model = tmp_path / "tuned"
+    model.mkdir()
+    for file in pretrained.iterdir():
+        (model / file.name).symlink_to(file)
+    names = {
+        "fields": {"text": "document", "label": "verdict"},
+        "label_map": {"fresh": "positive", "rotten": "negative"},
+    }
+    save_task(TaskRecord(get_task("sentiment"), "choice", "en", **names), model)
+    rows = [json.loads(line) for line in labelled.read_text().splitlines()]
+    own = write_jsonl(tmp_path / "own.jsonl", [{"text": row["review"], "label": row["verdict"]} for row in rows])
+    trained = write_jsonl(
+        tmp_path / "d.jsonl", [{"document": row["review"], "verdict": row["verdict"]} for row in rows]
+    )
+    found = []
+    for path in (own, trained):
+        words = ["evaluate", str(model), "--data", str(path), "--device", "cpu", "--json", "--resamples", "20"]
+        assert main(words) == 0
+        found.append(json.loads(capsys.readouterr().out)["results"])
+    assert found[0] == found[1] and (found[0][0]["rows"], found[0][0]["bad_rows"]) == (20, 0)
+    # A part is drawn by the text, whatever it is called.
+    parts = []
+    for path in (own, trained):
+        words = ["evaluate", str(model), "--data", str(path), "--part", "test", "--test-fraction", "0.5", "--json"]
+        assert main([*words, "--device", "cpu", "--resamples", "20"]) == 0
+        parts.append(json.loads(capsys.readouterr().out)["results"][0])
+    assert parts[0] == parts[1] and 0 < parts[0]["rows"] < 20
+    assert main(["evaluate", str(model), "--data", str(labelled), "--device", "cpu"]) == 2
+    assert "no field `document`" in capsys.readouterr().err
 
 
 def test_a_curve_is_the_recipes_with_the_numbers_given(tmp_path, capsys, monkeypatch):

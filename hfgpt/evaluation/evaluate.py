@@ -9,26 +9,30 @@ In a notebook, with a model that is loaded:
 rows from files, the Hub or a benchmark's own place there, and saves what came out.
 """
 
+import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from transformers.utils import cached_file
 
+from ..data.packing import METADATA_FILE
 from ..data.readers import RowErrors, SourceConfig
 from ..generation import load
-from ..tasks import TASKS, get_task
-from ..tasks.base import Example, RowError, Task
+from ..tasks import TASKS, get_task, load_task
+from ..tasks.base import Example, RowError, Task, TextTask
 from ..tasks.metrics import baselines, check_metrics, normalize_answer, score_with_intervals
 from ..tasks.rows import FieldMap, read_examples
 from ..tasks.saved import TASK_FILE, TaskRecord, saved_task
 from ..tasks.scoring import Prediction
-from .benchmarks import BENCHMARKS, Benchmark, field_map
+from .benchmarks import BENCHMARKS, Benchmark, RawFields, field_map
 from .contamination import clean_and_dirty, contamination_of
 from .perplexity import perplexity_of
-from .protocol import Asked, answer, ask
-from .results import NAMED_ROWS, EvaluationResult, TaskResult, prediction_row
+from .protocol import Asked, LastWordTask, answer, ask
+from .results import NAMED_ROWS, PREDICTIONS_FOLDER, EvaluationResult, TaskResult, prediction_row
 from .scorecard import scorecard_lines
 
 
@@ -68,6 +72,7 @@ class EvaluateOptions:
     train_split: str = "train"
     fixed_shots: bool = False
     num_beams: int | None = None
+    max_new_tokens: int | None = None
     batch_tokens: int | None = None
     dtype: str = "auto"
     device: str | None = None
@@ -80,23 +85,65 @@ class EvaluateOptions:
     stride: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_rows", "num_beams", "batch_tokens", "resamples", "stride"):
+        for name in ("max_rows", "num_beams", "max_new_tokens", "batch_tokens", "resamples", "stride"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1, got {value}.")
+                raise ValueError(f"`{_option(name)}` must be at least 1, got {value}.")
         for shots in self.shots:
             if shots != FEW and not shots.isdigit():
                 raise ValueError(
                     f"`--shots` takes numbers, and `{FEW}` for that of table H.1, such as 0,1,{FEW}; got {shots!r}."
                 )
+        if not self.shots:
+            raise ValueError(f"`--shots` names no number: give some, such as 0,1,{FEW}.")
+        self.tasks = [name for task in self.tasks for name in _members(task)]
+        for option, values in (("--tasks", self.tasks), ("--shots", self.shots)):
+            _check_once(option, values)
         if self.data and self.dataset:
             raise ValueError("Give `--data` or `--dataset`, one of them.")
         single = ("fields", "label_map", "where", "group_by", "dataset")
         for name in single:
             if len(self.tasks) > 1 and getattr(self, name):
-                raise ValueError(
-                    f"`--{name.replace('_', '-')}` is for one task; evaluate {', '.join(self.tasks)} apart."
-                )
+                raise ValueError(f"`{_option(name)}` is for one task; evaluate {', '.join(self.tasks)} apart.")
+        # What would have no effect.
+        for name in ("test_fraction", "group_by", "split_seed"):
+            if self.part == "all" and getattr(self, name):
+                raise ValueError(f"`{_option(name)}` says how rows are divided: give `--part test` or train with it.")
+        if self.stride is not None and not self.perplexity:
+            raise ValueError("`--stride` is of `--perplexity`: give that, too.")
+
+
+def _option(name: str) -> str:
+    """A field as it is called on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_once(option: str, values: Sequence[Any]) -> None:
+    twice = [str(value) for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise ValueError(f"`{option}` has {', '.join(twice)} more than once: leave the others out.")
+
+
+def _members(name: str) -> list[str]:
+    """The benchmarks that a name stands for, such as those of kobest; else the name itself."""
+    return [other for other in BENCHMARKS if other.startswith(f"{name}-")] or [name]
+
+
+def find_task(name: str, language: str) -> Task | Benchmark:
+    """A benchmark by its name, or a task by name, or path of a YAML file, and language.
+
+    Raises:
+        ValueError: There is none; the message has the nearest name and all others.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if name not in TASKS and not name.endswith((".yaml", ".yml")):
+        near = get_close_matches(name, [*TASKS, *BENCHMARKS], n=1)
+        raise ValueError(
+            f"Unknown `task` {name!r}{f' (did you mean `{near[0]}`?)' if near else ''}; the tasks are {', '.join(TASKS)}, "
+            f"or the path of a YAML file; the benchmarks {', '.join(BENCHMARKS)}."
+        )
+    return get_task(name, language)
 
 
 def evaluate(
@@ -114,6 +161,7 @@ def evaluate(
     seed: int = 0,
     fixed_shots: bool = False,
     num_beams: int | None = None,
+    max_new_tokens: int | None = None,
     max_batch_tokens: int | None = None,
     resamples: int = 1000,
     max_bad_rows: int | None = 100,
@@ -137,6 +185,8 @@ def evaluate(
         seed: Of the drawing of examples, baselines and resamples.
         fixed_shots: Draw the examples once for all rows: faster to score, further from the paper.
         num_beams: Of free text. Default: the task's, the paper's 4.
+        max_new_tokens: Of free text. Default: the task's, but, unless `max_length` is given, half of the model's positions
+            at most.
         max_batch_tokens: Tokens of a batch. Default: by the memory there is.
         resamples: Of the bootstrap intervals.
         max_bad_rows: More malformed rows than this raise; None never does.
@@ -146,12 +196,11 @@ def evaluate(
 
     Raises:
         ValueError: No such task, no rows, no or too few rows to draw examples from, too many malformed rows; a report
-            of contamination that is not of these rows.
+            of contamination that is not of these rows; scores that are not numbers.
     """
-    benchmark = task if isinstance(task, Benchmark) else None
     if isinstance(task, str):
-        benchmark = BENCHMARKS.get(task)
-        task = benchmark or get_task(task, language)
+        task = find_task(task, language)
+    benchmark = task if isinstance(task, Benchmark) else None
     if benchmark is not None:
         language, fields = benchmark.language, fields or field_map(benchmark)
     result = EvaluationResult(_name_of(model), _parameters(model))
@@ -174,14 +223,17 @@ def evaluate(
         if count and head != "lm":
             raise ValueError(f"A model with a {head} head reads one row at a time: leave `--shots` at 0.")
         examples, errors = rows("test", data, form)
-        pool = rows("train", train, form)[0] if train is not None else []
+        pool, train_errors = rows("train", train, form) if train is not None else ([], RowErrors())
         # Those that are too long come on top of those that could not be read.
         errors = replace(errors, examples=list(errors.examples))
+        longest = (max_length if count == 0 else None) or positions(model, tokenizer)
+        answer_tokens = form.max_new_tokens if isinstance(form, TextTask) else 0
+        form = _with_room(form, head, max_new_tokens, longest, shorten=max_length is None)
         asked = ask(
             tokenizer,
             form,
             examples,
-            max_length=(max_length if count == 0 else None) or positions(model, tokenizer),
+            max_length=longest,
             head=head,
             shots=count,
             pool=pool,
@@ -213,6 +265,9 @@ def evaluate(
         found = _task_result(form, count, asked, predictions, pool, resamples, seed)
         found.language, found.bad_rows, found.bad_examples = language, errors.count, errors.examples
         found.passed_over = errors.passed_over
+        found.bad_train_rows, found.bad_train_examples = train_errors.count, train_errors.examples
+        if isinstance(form, TextTask) and form.max_new_tokens < answer_tokens:
+            found.answer_tokens = form.max_new_tokens
         if overlaps is not None:
             found.contamination = clean_and_dirty(form, predictions, asked_rows, overlaps)
         if isinstance(data, SourceConfig) and data.dataset is not None:
@@ -237,6 +292,11 @@ def evaluate_from(options: EvaluateOptions) -> EvaluationResult:
         raise ValueError(
             f"{options.model} has a {record.head} head for the task {record.task.name!r}, and can be asked nothing else."
         )
+    if options.max_new_tokens is not None and not any(isinstance(job.task, TextTask) for job in jobs):
+        raise ValueError("`--max-new-tokens` is of written answers: the tasks have choices, leave it out.")
+    texts = {place: place if jobs else _text_source(options, place) for place in options.perplexity}
+    if options.output is not None:
+        _check_folder(options.output)
     model, tokenizer = load(options.model, options.device, heads.pop(), options.dtype)
     result = EvaluationResult(options.model, _parameters(model))
     name, corpus = _name_and_folder(options.contamination)
@@ -252,10 +312,11 @@ def evaluate_from(options: EvaluateOptions) -> EvaluationResult:
             train=job.train,
             fields=job.fields,
             head=job.record.head if job.record else "lm",
-            max_length=_max_length(job, positions(model, tokenizer)),
+            max_length=_max_length(job.record, positions(model, tokenizer)),
             seed=options.seed,
             fixed_shots=options.fixed_shots,
             num_beams=options.num_beams,
+            max_new_tokens=options.max_new_tokens,
             max_batch_tokens=options.batch_tokens,
             resamples=options.resamples,
             max_bad_rows=options.max_bad_rows,
@@ -263,21 +324,87 @@ def evaluate_from(options: EvaluateOptions) -> EvaluationResult:
             contamination_name=name,
         )
         result.results += done.results
-    for place in options.perplexity:
-        found = perplexity_of(model, tokenizer, place, stride=options.stride, max_bad_rows=options.max_bad_rows)
+    for place, text in texts.items():
+        found = perplexity_of(model, tokenizer, text, stride=options.stride, max_bad_rows=options.max_bad_rows)
         result.perplexity[place] = asdict(found)
     if options.harness:
         result.harness = _harness(options, jobs, model, tokenizer)
     result.scorecard = scorecard_lines([one.as_dict() for one in result.results], result.parameters)
     if options.output is not None:
-        result.save(options.output)
+        try:
+            result.save(options.output)
+        except OSError as error:
+            result.unsaved = f"The results are not saved: `--output {options.output}` cannot be written ({error})."
     return result
+
+
+def _check_folder(output: str) -> None:
+    """Make the folder of the results.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    try:
+        for folder in (Path(output), Path(output) / PREDICTIONS_FOLDER):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise ValueError(f"`--output {output}` is no folder that can be written ({error}): name another.") from None
+
+
+def _text_source(options: EvaluateOptions, place: str) -> str | SourceConfig:
+    """A text to predict, which is what the options of rows are of where there are no tasks.
+
+    Raises:
+        ValueError: An option that would have no effect.
+    """
+    for name, default in (("label_map", {}), ("train", []), ("shots", ["0"]), ("contamination", None)):
+        if getattr(options, name) != default:
+            raise ValueError(f"`{_option(name)}` is of tasks, and `--perplexity` has none: leave it out.")
+    if any(name != "text" for name in options.fields):
+        raise ValueError(f"`--perplexity` reads one field: give `--fields text=NAME`, got {dict(options.fields)}.")
+    rows: dict[str, Any] = {
+        "text_field": options.fields.get("text", "text"),
+        "where": options.where,
+        "part": options.part,
+        "test_fraction": options.test_fraction,
+        "group_by": options.group_by,
+        "split_seed": options.split_seed,
+        "max_rows": options.max_rows,
+    }
+    source = SourceConfig(path=place, **rows)
+    if (Path(place) / METADATA_FILE).is_file():
+        if source != SourceConfig(path=place):
+            raise ValueError(f"{place} is a prepared corpus, which has no rows: leave the options of rows out.")
+        return place
+    return source
 
 
 def positions(model: Any, tokenizer: Any) -> int:
     """Tokens that the model can read at once."""
     found = getattr(model.config, "max_position_embeddings", None)
     return found or min(tokenizer.model_max_length, DEFAULT_POSITIONS)
+
+
+def _with_room(task: Task, head: str, max_new_tokens: int | None, max_length: int, shorten: bool) -> Task:
+    """A task whose written answers leave room for a prompt.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if not isinstance(task, TextTask) or isinstance(task, LastWordTask):
+        return task
+    tokens = max_new_tokens or task.max_new_tokens
+    if head == "lm":
+        if shorten and max_new_tokens is None:
+            tokens = min(tokens, max(max_length // 2, 1))
+        if tokens >= max_length:
+            raise ValueError(
+                f"An answer of {tokens} tokens leaves nothing of {max_length} for the prompt of {task.name}: lower "
+                "`--max-new-tokens`."
+            )
+    return replace(task, max_new_tokens=tokens)
 
 
 # --- Rows
@@ -334,7 +461,9 @@ class _Job:
         """Numbers of examples, with table H.1's in the place of "few"."""
         if FEW in options.shots and self.benchmark is None:
             raise ValueError(f"`--shots {FEW}` is table H.1's number, and {self.task.name} has none: give a number.")
-        return [self.benchmark.shots if K == FEW and self.benchmark else int(K) for K in options.shots]
+        counts = [self.benchmark.shots if K == FEW and self.benchmark else int(K) for K in options.shots]
+        _check_once("--shots", counts)
+        return counts
 
 
 def _jobs(options: EvaluateOptions, record: TaskRecord | None) -> list[_Job]:
@@ -345,7 +474,7 @@ def _jobs(options: EvaluateOptions, record: TaskRecord | None) -> list[_Job]:
                 f"{options.model} does not say what it was fine-tuned for (no {TASK_FILE}): name `--tasks`, of "
                 f"{', '.join((*TASKS, *BENCHMARKS))}, or a YAML file."
             )
-        names = [record.task.name]
+        names = [_own_name(record, options)]
     if not names and not options.perplexity:
         raise ValueError(
             f"Nothing to evaluate: name `--tasks` ({', '.join((*TASKS, *BENCHMARKS))}, or a YAML file)"
@@ -361,7 +490,8 @@ def _job(options: EvaluateOptions, name: str, record: TaskRecord | None, data: l
     own = record if record is not None and _is_task_of(record, name, options.language) else None
     if own is not None:
         task, language, benchmark = own.task, own.language, None
-        fields = FieldMap({**own.fields, **options.fields}, options.label_map or own.label_map)
+        optional = own.fields.keys() - options.fields.keys()
+        fields = FieldMap({**own.fields, **options.fields}, options.label_map or own.label_map, optional)
     elif benchmark is not None:
         if options.language not in (None, benchmark.language):
             raise ValueError(f"{name} is asked in {benchmark.language!r}: leave `--lang {options.language}` out.")
@@ -369,7 +499,9 @@ def _job(options: EvaluateOptions, name: str, record: TaskRecord | None, data: l
         fields = field_map(benchmark, options.fields, options.label_map)
     else:
         language = options.language or "en"
-        task = get_task(name, language)
+        found = find_task(name, language)
+        assert isinstance(found, Task)
+        task = found
         fields = FieldMap(options.fields, options.label_map)
     first = benchmark.raw_fields[0] if benchmark else task.prompt_fields[0]
     common: dict[str, Any] = {
@@ -474,14 +606,38 @@ def _is_task_of(record: TaskRecord, name: str, language: str | None) -> bool:
     """Whether a name on the command line is the task that a model was fine-tuned for."""
     if language is not None and language != record.language:
         return False
-    if name == record.task.name:
-        return True
-    return name in TASKS and record.language in TASKS[name] and TASKS[name][record.language].name == record.task.name
+    if name.endswith((".yaml", ".yml")):
+        task = load_task(name).get(record.language)
+        return task is not None and task.name == record.task.name
+    return name in (record.task.name, _task_name(record))
 
 
-def _max_length(job: _Job, positions: int) -> int:
+def _task_name(record: TaskRecord) -> str | None:
+    """What the task that a model was fine-tuned for is called in all languages; None where it is the user's own."""
+    names = (name for name, languages in TASKS.items() if record.language in languages)
+    return next((name for name in names if TASKS[name][record.language].name == record.task.name), None)
+
+
+def _own_name(record: TaskRecord, options: EvaluateOptions) -> str:
+    """The task that a model was fine-tuned for, in whatever language it is asked.
+
+    Raises:
+        ValueError: It is the user's own, in another language.
+    """
+    if options.language in (None, record.language):
+        return record.task.name
+    name = _task_name(record)
+    if name is None:
+        raise ValueError(
+            f"{options.model} was fine-tuned for {record.task.name} in {record.language!r}: leave `--lang "
+            f"{options.language}` out, or name `--tasks`."
+        )
+    return name
+
+
+def _max_length(record: TaskRecord | None, positions: int) -> int | None:
     """Tokens of prompt and answer, as in fine-tuning."""
-    return min((job.record.max_length if job.record else None) or positions, positions)
+    return min(record.max_length or positions, positions) if record is not None else None
 
 
 def _harness(options: EvaluateOptions, jobs: Sequence[_Job], model: Any, tokenizer: Any) -> dict[str, Any]:
@@ -497,11 +653,11 @@ def _harness(options: EvaluateOptions, jobs: Sequence[_Job], model: Any, tokeniz
             options.max_rows,
             data={job.task.name: job.data},
             train={job.task.name: job.train} if job.train else {},
-            fields={job.task.name: job.fields.fields},
+            fields={job.task.name: job.fields},
             seed=options.seed,
         )
         for job in jobs
-        if job.benchmark is not None
+        if job.benchmark is not None and isinstance(job.fields, RawFields)
     ]
     return {
         "version": runs[0]["version"],
@@ -540,6 +696,7 @@ def _task_result(
         baseline_rows="train" if pool else "test",
         cut_rows=len(cut),
         cut_examples=cut[:NAMED_ROWS],
+        cut_side=task.cut_side,
         fewer_shots=len(fewer),
         least_shots=min(fewer, default=shots),
         predictions=[

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.readers import RowErrors, SourceConfig, WantedRows, numbered_rows
 from ..tasks import TASKS
 from ..tasks.base import RowError
-from .benchmarks import BENCHMARKS
+from .benchmarks import BENCHMARKS, RawFields, field_map
 from .results import NAMED_ROWS, show
 
 
@@ -82,9 +82,7 @@ def _winogrande(row: Row) -> Row:
 
 def _story_cloze(row: Row) -> Row:
     """The Hub's names for those of the published files."""
-    names = {f"InputSentence{number}": f"input_sentence_{number}" for number in range(1, 5)}
-    names |= {f"RandomFifthSentenceQuiz{number}": f"sentence_quiz{number}" for number in (1, 2)}
-    names["AnswerRightEnding"] = "answer_right_ending"
+    names = {own: hub for hub, own in BENCHMARKS["storycloze"].other_names.items()}
     row = {names.get(name, name): value for name, value in row.items()}
     return {**row, "answer_right_ending": int(row["answer_right_ending"])} if "answer_right_ending" in row else row
 
@@ -222,7 +220,7 @@ def harness_scores(
     *,
     data: Mapping[str, SourceConfig] | None = None,
     train: Mapping[str, SourceConfig] | None = None,
-    fields: Mapping[str, Mapping[str, str]] | None = None,
+    fields: Mapping[str, RawFields] | None = None,
     batch_size: int = 8,
     max_length: int | None = None,
     seed: int = 0,
@@ -236,7 +234,7 @@ def harness_scores(
         limit: Rows of each task at most, the first ones.
         data: Where the rows of our benchmarks are; those that are not here, or are on the Hub, the harness fetches.
         train: Where their examples come from.
-        fields: A file's own names of fields, by task and by the data set's name.
+        fields: How a file's rows are read, by task, where its names are not the data set's.
         batch_size: Rows at once.
         max_length: Tokens of prompt and answer. Default: the model's positions.
         seed: Of the drawing of examples.
@@ -244,7 +242,8 @@ def harness_scores(
     Returns:
         `version` of the harness; `results`: mappings with `task` (ours), `harness_task`, `shots`, `rows`, `metrics`
         ({name: {value, low, high}}; the interval is of 1.96 standard errors, None where the harness gives the value
-        alone), `bad_rows` left out and the first of them as `bad_examples`; `notes`: by task, in what it is not the paper's protocol; `missing`: tasks of ours that it does not have.
+        alone), `bad_rows` and `bad_train_rows` left out and the first of them as `bad_examples` and `bad_train_examples`;
+        `notes`: by task, in what it is not the paper's protocol; `missing`: tasks of ours that it does not have.
 
     Raises:
         ValueError: The harness is not installed, cannot get a task's rows, or they lack a field.
@@ -274,16 +273,16 @@ def harness_scores(
         try:
             for count in shots:
                 for task in known:
-                    errors = RowErrors()
+                    errors, train_errors = RowErrors(), RowErrors()
                     # Anew each time: a task keeps the requests it was asked with.
-                    loaded = _load(task, count, limit, data, train, fields, errors)
+                    loaded = _load(task, count, limit, data, train, fields, errors, train_errors)
                     for one in loaded["tasks"].values():
                         _set(one, count, seed, lm.max_length)
                     # Its bootstrap starts processes; intervals come from the samples.
                     found = lm_eval.evaluate(lm, loaded, limit=limit, bootstrap_iters=0)
                     for name in found["samples"]:
                         ours = task if isinstance(task, str) and task in HARNESS_TASKS else name
-                        results.append(_result(ours, name, found, errors))
+                        results.append(_result(ours, name, found, errors, train_errors))
         finally:
             model.train(training)
     return {
@@ -337,10 +336,12 @@ def _load(
     limit: int | None,
     data: Mapping[str, SourceConfig],
     train: Mapping[str, SourceConfig],
-    fields: Mapping[str, Mapping[str, str]],
+    fields: Mapping[str, RawFields],
     errors: RowErrors,
+    train_errors: RowErrors,
 ) -> dict[str, Any]:
-    """The harness's task objects, with their rows, as it loads them; `errors` takes those that cannot be asked."""
+    """The harness's task objects, with their rows, as it loads them; `errors` and `train_errors` take those that cannot be
+    asked."""
     import lm_eval.tasks
     from lm_eval.tasks import TaskManager
 
@@ -356,10 +357,11 @@ def _load(
             raise ValueError(
                 f"The harness reads {task} from the Hub alone: leave `--harness` out for {', '.join(source.paths)}."
             )
-        rows = _rows(known, source, fields.get(task, {}), limit, errors)
+        names = fields.get(task) or field_map(BENCHMARKS[task])
+        rows = _rows(known, source, names, limit, errors)
         shown = train.get(task)
         if shown is not None and shown.dataset is None:
-            examples = _rows(known, shown, fields.get(task, {}), None, RowErrors())
+            examples = _rows(known, shown, names, None, train_errors)
         elif shots and known.train:
             raise ValueError(
                 f"{shots} shots of {task} in the harness are drawn from training rows: give `--train {task}=FILE`."
@@ -397,7 +399,7 @@ def _dataset(rows: list[Row], examples: list[Row], split: str) -> Callable[..., 
 
 
 def _rows(
-    known: HarnessTask, source: SourceConfig, own_names: Mapping[str, str], limit: int | None, errors: RowErrors
+    known: HarnessTask, source: SourceConfig, names: RawFields, limit: int | None, errors: RowErrors
 ) -> list[Row]:
     """A file's rows as the harness's task reads them; of a field that a row lacks it would read a blank.
 
@@ -412,7 +414,7 @@ def _rows(
         try:
             if wanted.why_not(row):
                 continue
-            named = {**row, **{name: row[own] for name, own in own_names.items()}}
+            named = names.raw(row)
             adapted = known.adapt(named) if known.adapt else named
             chosen = {name: adapted[name] for name in known.fields}
             if "label" in chosen:
@@ -435,7 +437,9 @@ def _rows(
 # --- Results
 
 
-def _result(task: str, name: str, found: Mapping[str, Any], errors: RowErrors) -> dict[str, Any]:
+def _result(
+    task: str, name: str, found: Mapping[str, Any], errors: RowErrors, train_errors: RowErrors
+) -> dict[str, Any]:
     samples = found["samples"][name]
     metrics = {}
     for key, value in found["results"][name].items():
@@ -452,6 +456,8 @@ def _result(task: str, name: str, found: Mapping[str, Any], errors: RowErrors) -
         "metrics": metrics,
         "bad_rows": errors.count,
         "bad_examples": errors.examples[:NAMED_ROWS],
+        "bad_train_rows": train_errors.count,
+        "bad_train_examples": train_errors.examples[:NAMED_ROWS],
     }
 
 
@@ -484,11 +490,12 @@ def harness_lines(results: Sequence[Mapping[str, Any]], harness: Mapping[str, An
     lines = [f"Beside lm-evaluation-harness {harness['version']}, which asks the same model in its own way.", ""]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in table]
     notes = [f"* {name} in the harness: {differs}" for name, differs in harness["notes"].items()]
-    notes += [
-        f"{result['task']}: {result['bad_rows']} rows left out of the harness's: {'; '.join(result['bad_examples'])}"
-        for result in harness["results"]
-        if result["bad_rows"]
-    ]
+    for kind, what in (("bad", "rows"), ("bad_train", "training rows")):
+        notes += [
+            f"{one['task']}: {one[f'{kind}_rows']} {what} left out of the harness's: {'; '.join(one[f'{kind}_examples'])}"
+            for one in harness["results"]
+            if one[f"{kind}_rows"]
+        ]
     if harness["missing"]:
         notes.append(f"The harness has no {', '.join(harness['missing'])}.")
     return [*lines, "", *notes, ALL_TASKS]

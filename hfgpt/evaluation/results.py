@@ -2,7 +2,9 @@
 and as files."""
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,8 +37,10 @@ class TaskResult:
         baseline_rows: What the baselines learnt from: "train", or "test" where there were no training rows.
         bad_rows: Rows that could not be asked; `bad_examples` names the first.
         passed_over: Rows left out on purpose, by reason.
-        cut_rows: Rows whose text was longer than the context and lost its end; `cut_examples` names the first.
+        bad_train_rows: Rows that no examples could be made of; `bad_train_examples` names the first.
+        cut_rows: Rows whose text was longer than the context and lost its `cut_side`; `cut_examples` names the first.
         fewer_shots: Rows with fewer than K examples, as more did not fit; `least_shots` is the smallest number.
+        answer_tokens: Tokens of a written answer at most, where those are fewer than the task's; else None.
         split: Of the Hub dataset; None for rows from elsewhere.
         contamination: The same metrics of rows without and with an overlap with the pretraining corpus.
         predictions: One for each row, as they are saved.
@@ -52,10 +56,14 @@ class TaskResult:
     bad_rows: int = 0
     bad_examples: list[str] = field(default_factory=list)
     passed_over: dict[str, int] = field(default_factory=dict)
+    bad_train_rows: int = 0
+    bad_train_examples: list[str] = field(default_factory=list)
     cut_rows: int = 0
     cut_examples: list[str] = field(default_factory=list)
+    cut_side: str = "end"
     fewer_shots: int = 0
     least_shots: int = 0
+    answer_tokens: int | None = None
     split: str | None = None
     contamination: dict[str, Any] | None = None
     predictions: list[dict[str, Any]] = field(default_factory=list, repr=False)
@@ -74,16 +82,23 @@ class TaskResult:
             lines.append(
                 f"{name}: {self.bad_rows} malformed rows left out: {_named(self.bad_examples, self.bad_rows)}"
             )
+        if self.bad_train_rows:
+            lines.append(
+                f"{name}: {self.bad_train_rows} malformed training rows left out: "
+                f"{_named(self.bad_train_examples, self.bad_train_rows)}"
+            )
         if self.cut_rows:
             lines.append(
-                f"{name}: {self.cut_rows} of {self.rows} texts were longer than the context and lost their end: "
-                f"{_named(self.cut_examples, self.cut_rows)}"
+                f"{name}: {self.cut_rows} of {self.rows} texts were longer than the context and lost their "
+                f"{self.cut_side}: {_named(self.cut_examples, self.cut_rows)}"
             )
         if self.fewer_shots:
             lines.append(
                 f"{name}: {self.fewer_shots} of {self.rows} rows have fewer than {self.shots} examples before them (at "
                 f"least {self.least_shots}), as no more fit"
             )
+        if self.answer_tokens is not None:
+            lines.append(f"{name}: answers have at most {self.answer_tokens} tokens, fewer than the task's")
         lines += [f"{name}: {count} rows passed over ({reason})" for reason, count in self.passed_over.items()]
         return lines
 
@@ -99,6 +114,7 @@ class EvaluationResult:
         scorecard: Ours beside the paper's, as lines of text.
         perplexity: Of `hfgpt.evaluation.perplexity`, by file or corpus.
         harness: What lm-evaluation-harness says of the same model.
+        unsaved: Why the results could not be saved; "" where they were, or were not to be.
     """
 
     model: str
@@ -107,6 +123,7 @@ class EvaluationResult:
     scorecard: list[str] = field(default_factory=list)
     perplexity: dict[str, Any] = field(default_factory=dict)
     harness: dict[str, Any] | None = None
+    unsaved: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without the predictions."""
@@ -165,16 +182,39 @@ class EvaluationResult:
         ]
 
     def save(self, folder: str | Path) -> None:
-        """Write `results.json`, and `predictions/TASK-Kshot.jsonl` with a line for each row."""
+        """Write `results.json`, and `predictions/TASK-Kshot.jsonl` with a line for each row; where tasks share a name the
+        later ones' files end in a number.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
         folder = Path(folder)
         (folder / PREDICTIONS_FOLDER).mkdir(parents=True, exist_ok=True)
+        # Files are written over each other on some disks where only case differs.
+        written: Counter[str] = Counter()
         for result in self.results:
-            name = re.sub(r"[^\w.-]+", "_", result.task)
-            path = folder / PREDICTIONS_FOLDER / f"{name}-{result.shots}shot.jsonl"
-            lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in result.predictions)
+            task = re.sub(r"[^\w.-]+", "_", result.task)
+            name = f"{task}-{result.shots}shot"
+            written[name.lower()] += 1
+            if written[name.lower()] > 1:
+                name += f"-{written[name.lower()]}"
+            path = folder / PREDICTIONS_FOLDER / f"{name}.jsonl"
+            lines = (to_json(prediction) + "\n" for prediction in result.predictions)
             path.write_text("".join(lines), encoding="utf-8")
-        text = json.dumps(self.as_dict(), ensure_ascii=False, indent=2)
-        (folder / RESULTS_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / RESULTS_FILE).write_text(to_json(self.as_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def to_json(values: Any, indent: int | None = None) -> str:
+    """Values as JSON that any reader takes: null where a number is infinite or none."""
+    return json.dumps(_with_nulls(values), ensure_ascii=False, allow_nan=False, indent=indent)
+
+
+def _with_nulls(values: Any) -> Any:
+    if isinstance(values, float):
+        return values if math.isfinite(values) else None
+    if isinstance(values, Mapping):
+        return {key: _with_nulls(value) for key, value in values.items()}
+    return [_with_nulls(value) for value in values] if isinstance(values, (list, tuple)) else values
 
 
 def prediction_row(asked: Asked, prediction: Prediction, correct: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from hfgpt.generation import load
 from hfgpt.tasks import get_task
 from hfgpt.tasks.rows import FieldMap, read_examples
 from hfgpt.tasks.saved import TaskRecord, save_task
-from hfgpt.tasks.scoring import Prediction
+from hfgpt.tasks.scoring import Prediction, generate_texts
 from hfgpt.training.arguments import FinetuneConfig
 
 
@@ -190,6 +190,48 @@ def test_the_command_lines_fields_and_labels_come_before_the_models_own(folder, 
     assert [p["references"] for p in done.results[0].predictions] == [["positive"], ["negative"]]
 
 
+def test_a_file_with_the_tasks_own_names_is_read_whatever_names_training_had(folder, reviews):
+    model = fine_tuned(folder, "tuned")
+    done = evaluate_from(options(folder, model=str(model), data=[str(reviews)])).results[0]
+    assert (done.rows, done.bad_rows) == (len(REVIEWS), 0)
+    assert done.predictions[0]["prompt"] == f"{REVIEWS[0]['text']} It was"
+    with pytest.raises(ValueError, match="no field `t`"):
+        evaluate_from(options(folder, model=str(model), data=[str(reviews)], fields={"text": "t"}))
+
+
+def task_file(path, name="nli", languages=("en", "ko")):
+    tasks = {
+        one: {"prompt": f"{{text}} {one}?", "choices": {"negative": " no", "positive": " yes"}} for one in languages
+    }
+    path.write_text(json.dumps({"name": name, "kind": "choice", "languages": tasks}))
+    return path
+
+
+def test_a_model_that_was_fine_tuned_for_a_task_file_is_known_by_that_file(folder, reviews, tmp_path):
+    file = task_file(tmp_path / "mine.yaml")
+    task = replace(get_task(str(file), "ko"), prompt="{text} As trained:")
+    model = fine_tuned(folder, "file-tuned", fields={})
+    save_task(TaskRecord(task, "choice", "ko", max_length=60), model)
+    asked = options(folder, model=str(model), data=[str(reviews)], max_rows=2)
+    for tasks, language in (([str(file)], None), ([str(file)], "ko"), (["nli"], None), ([], None)):
+        done = evaluate_from(replace(asked, tasks=tasks, language=language)).results[0]
+        assert done.predictions[0]["prompt"] == f"{REVIEWS[0]['text']} As trained:" and done.language == "ko"
+    # Of another language, or another name, it is not.
+    other = task_file(tmp_path / "other.yaml", "other")
+    for tasks, language in ((str(file), "en"), (str(other), "ko")):
+        done = evaluate_from(replace(asked, tasks=[tasks], language=language)).results[0]
+        assert done.predictions[0]["prompt"] == f"{REVIEWS[0]['text']} {language}?"
+    with pytest.raises(ValueError, match="was fine-tuned for nli in 'ko': leave `--lang en` out"):
+        evaluate_from(replace(asked, language="en"))
+
+
+def test_another_language_needs_no_name_of_the_task(folder, reviews):
+    model = fine_tuned(folder, "tuned")
+    done = evaluate_from(options(folder, model=str(model), language="en", data=[str(reviews)], max_rows=2))
+    assert (done.results[0].task, done.results[0].language) == ("sentiment", "en")
+    assert done.results[0].predictions[0]["prompt"].startswith("Review: ")
+
+
 def small(**fields):
     return GPT3Config(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=POSITIONS, **fields
@@ -319,6 +361,49 @@ def test_rows_too_long_to_be_asked_are_named_and_counted(folder, tmp_path):
         evaluate_from(options(folder, tasks=["qa"], data=[str(path)], num_beams=1, max_bad_rows=0))
 
 
+def test_malformed_training_rows_are_named_and_counted(folder, reviews, tmp_path):
+    train = write_jsonl(
+        tmp_path / "train.jsonl", [*REVIEWS[:3], {"text": "Fine.", "label": "good"}, {"text": "Fine."}]
+    )
+    done = evaluate_from(
+        options(folder, tasks=["sentiment"], data=[str(reviews)], train=[str(train)], shots=["1"], max_rows=2)
+    )
+    result = done.as_dict()["results"][0]
+    assert (result["bad_rows"], result["bad_train_rows"]) == (0, 2)
+    assert result["bad_train_examples"][0].startswith(f"{train}:4: Label 'good'")
+    assert any("2 malformed training rows left out" in note and f"{train}:5:" in note for note in done.notes())
+
+
+def test_a_written_answer_leaves_room_for_the_prompt(folder, tmp_path):
+    # Of 192 positions: 256 tokens are the task's.
+    data = write_jsonl(tmp_path / "wmt.jsonl", [{"fr": "le film", "en": "the film"}] * 2)
+    asked = options(folder, tasks=["wmt14-fr-en"], data=[str(data)], num_beams=1)
+    done = evaluate_from(asked)
+    assert (done.results[0].rows, done.results[0].answer_tokens) == (2, POSITIONS // 2)
+    assert any("answers have at most 96 tokens" in note for note in done.notes())
+    model, tokenizer = load(folder / "gpt3", device="cpu")
+    short = evaluate_from(replace(asked, max_new_tokens=3)).results[0]
+    prompt = tokenizer.encode("Q: What is the English translation of le film\nA:")
+    (expected,) = generate_texts(model, tokenizer, [prompt], max_new_tokens=3, stop=["\n"], progress=False)
+    assert [row["prediction"] for row in short.predictions] == [expected] * 2
+    assert short.answer_tokens == 3 and short.predictions != done.results[0].predictions
+    assert evaluate_from(replace(asked, max_new_tokens=150)).results[0].rows == 2
+    with pytest.raises(ValueError, match=r"192 tokens leaves nothing of 192 .* lower `--max-new-tokens`"):
+        evaluate_from(replace(asked, max_new_tokens=192))
+    with pytest.raises(ValueError, match="`--max-new-tokens` is of written answers"):
+        evaluate_from(options(folder, tasks=["sentiment"], data=[str(data)], max_new_tokens=3))
+
+
+def test_answers_of_a_fine_tuned_model_are_as_long_as_in_training(folder, tmp_path):
+    model = fine_tuned(folder, "writer")
+    save_task(TaskRecord(replace(get_task("free-qa"), max_new_tokens=100), "text", "en", max_length=150), model)
+    data = write_jsonl(tmp_path / "qa.jsonl", [{"question": "Who?", "context": "Mary. " * 60, "answer": "Mary"}])
+    result = evaluate_from(options(folder, model=str(model), data=[str(data)], num_beams=1)).results[0]
+    _, tokenizer = load(folder / "gpt3", device="cpu")
+    whole = len(tokenizer.encode(f"Question: Who?\nPassage: {'Mary. ' * 60}\nAnswer:"))
+    assert result.answer_tokens is None and result.predictions[0]["cut_tokens"] == whole - 50
+
+
 def test_rows_by_where_are_counted_and_max_rows_holds(folder, tmp_path):
     rows = [{**row, "stars": n % 3} for n, row in enumerate(REVIEWS[:12])]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -397,7 +482,57 @@ def test_few_is_the_papers_number(folder, tmp_path):
         evaluate_from(options(folder, tasks=["sentiment"], data=[str(data)], train=[str(train)], shots=["few"]))
 
 
+def test_a_name_may_stand_for_several_benchmarks(folder, tmp_path):
+    race = [{"article": "It is red.", "question": "Red?", "options": ["a", "b", "c", "d"], "answer": "A"}]
+    file = write_jsonl(tmp_path / "race.jsonl", race)
+    done = evaluate_from(options(folder, tasks=["race"], data=[f"race-high={file}", f"race-middle={file}"]))
+    assert [one.task for one in done.results] == ["race-high", "race-middle"]
+    assert options(folder, tasks=["wmt16", "piqa"]).tasks == ["wmt16-de-en", "wmt16-en-de", "piqa"]
+    assert len(options(folder, tasks=["kobest"]).tasks) == 5
+
+
 # What is saved
+
+
+def test_numbers_that_are_none_are_null(folder, tmp_path, reviews):
+    done = evaluate_from(options(folder, tasks=["sentiment"], data=[str(reviews)], max_rows=2))
+    done.perplexity["text"] = {"perplexity": math.inf, "loss": 800.0, "windows": (1, math.nan)}
+    done.save(tmp_path / "out")
+
+    def refuse(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    saved = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=refuse)
+    assert saved["perplexity"]["text"] == {"perplexity": None, "loss": 800.0, "windows": [1, None]}
+
+
+def test_tasks_of_one_name_have_files_of_their_own(folder, tmp_path, reviews):
+    files = [task_file(tmp_path / f"{name}.yaml", "Nli" if name == "b" else "nli", ["en"]) for name in "ab"]
+    other = write_jsonl(tmp_path / "other.jsonl", REVIEWS[:3])
+    names = [str(file) for file in files]
+    data = [f"{names[0]}={reviews}", f"{names[1]}={other}"]
+    evaluate_from(options(folder, tasks=names, data=data, output=str(tmp_path / "out")))
+    first, second = (tmp_path / "out" / "predictions" / f"{name}.jsonl" for name in ("nli-0shot", "Nli-0shot-2"))
+    assert (len(read_jsonl(first)), len(read_jsonl(second))) == (len(REVIEWS), 3)
+
+
+@pytest.mark.parametrize("output", ["reviews.jsonl", "reviews.jsonl/below", "/proc/nowhere"])
+def test_a_folder_that_cannot_be_written_is_said_before_the_model_is_loaded(folder, reviews, output, monkeypatch):
+    monkeypatch.setattr("hfgpt.evaluation.evaluate.load", lambda *_: pytest.fail("the model was loaded"))
+    output = str(reviews.parent / output)  # an absolute one stays itself
+    with pytest.raises(ValueError, match=r"`--output .*" + output.rpartition("/")[2]):
+        evaluate_from(options(folder, tasks=["sentiment"], data=[str(reviews)], output=output))
+
+
+def test_results_that_cannot_be_saved_are_not_lost(folder, reviews, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfgpt.evaluation.results.Path.write_text", full)
+    asked = options(folder, tasks=["sentiment"], data=[str(reviews)], output=str(tmp_path / "out"), max_rows=2)
+    done = evaluate_from(asked)
+    assert done.results[0].rows == 2
+    assert "not saved" in done.unsaved and "No space left" in done.unsaved
 
 
 def test_results_and_predictions_are_saved(folder, reviews, tmp_path, pair):
@@ -446,6 +581,31 @@ def test_perplexity_alone_needs_no_task(folder, tmp_path):
     found = done.as_dict()["perplexity"][str(tmp_path / "text.txt")]
     assert found["perplexity"] == pytest.approx(math.exp(found["loss"])) and found["stride"] == 8
     assert "bits per byte" in done.lines()[0]
+
+
+def test_the_options_of_rows_are_the_texts_where_there_is_no_task(folder, tmp_path, corpus):
+    rows = [{"body": f"The film {n} was dull.", "stars": n % 2} for n in range(6)]
+    path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    wanted = write_jsonl(tmp_path / "wanted.jsonl", [{"text": row["body"]} for row in rows if row["stars"] == 1][:2])
+    asked = options(folder, perplexity=[path], fields={"text": "body"}, where={"stars": 1}, max_rows=2)
+    found = evaluate_from(asked).perplexity[path]
+    expected = evaluate_from(options(folder, perplexity=[str(wanted)])).perplexity[str(wanted)]
+    assert found["documents"] == 2 and found["loss"] == pytest.approx(expected["loss"], abs=1e-6)
+    for changes, message in (
+        ({"fields": {"body": "text"}}, "reads one field: give `--fields text=NAME`"),
+        ({"label_map": {"a": "b"}}, "`--label-map` is of tasks"),
+        ({"shots": ["2"]}, "`--shots` is of tasks"),
+        ({"perplexity": [str(corpus)]}, "is a prepared corpus, which has no rows"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_from(replace(asked, **changes))
+    # With a task they are the task's, and the text is read whole.
+    data = write_jsonl(tmp_path / "data.jsonl", [{"t": row["text"], "label": row["label"]} for row in REVIEWS])
+    both = options(
+        folder, tasks=["sentiment"], data=[str(data)], fields={"text": "t"}, max_rows=3, perplexity=[str(wanted)]
+    )
+    done = evaluate_from(both)
+    assert done.results[0].rows == 3 and done.perplexity[str(wanted)]["loss"] == expected["loss"]
 
 
 def test_clean_and_dirty_rows_are_scored_apart(folder, tmp_path):
@@ -508,7 +668,25 @@ def test_the_harness_is_asked_the_same_rows(folder, tmp_path):
         ({}, "Nothing to evaluate"),
         ({"data": ["rows.jsonl"]}, r"no task\.json"),
         ({"tasks": ["sentiment"]}, "`--data FILE`"),
-        ({"tasks": ["sentimental"], "data": ["rows.jsonl"]}, "Unknown `task` 'sentimental'"),
+        (
+            {"tasks": ["sentimental"], "data": ["rows.jsonl"]},
+            r"Unknown `task` 'sentimental' \(did you mean `sentiment`\?\); the tasks are .*benchmarks .*nsmc",
+        ),
+        ({"tasks": ["hellaswig"]}, "did you mean `hellaswag`"),
+        ({"tasks": ["piqa", "piqa"]}, "`--tasks` has piqa more than once"),
+        ({"tasks": ["race", "race-high"]}, "`--tasks` has race-high more than once"),
+        ({"tasks": ["sentiment"], "shots": []}, "`--shots` names no number"),
+        ({"tasks": ["sentiment"], "shots": ["0", "1", "0"]}, "`--shots` has 0 more than once"),
+        (
+            {"tasks": ["hellaswag"], "data": ["x"], "train": ["y"], "shots": ["20", "few"]},
+            "`--shots` has 20 more than",
+        ),
+        ({"tasks": ["sentiment"], "data": ["x.jsonl"], "test_fraction": 0.5}, "`--test-fraction` .* `--part test`"),
+        ({"tasks": ["sentiment"], "data": ["x.jsonl"], "group_by": "film"}, "`--group-by` .* `--part test`"),
+        ({"tasks": ["sentiment"], "data": ["x.jsonl"], "split_seed": 1}, "`--split-seed` .* `--part test`"),
+        ({"tasks": ["sentiment"], "data": ["x.jsonl"], "stride": 1}, "`--stride` is of `--perplexity`"),
+        ({"tasks": ["sentiment"], "data": ["x.jsonl"], "max_new_tokens": 0}, "`--max-new-tokens` must be at least 1"),
+        ({"tasks": ["sentiment"], "data": ["x.jsonl"], "device": "foo"}, r"`--device foo` cannot .* give cpu"),
         ({"tasks": ["sentiment"], "language": "fr", "data": ["rows.jsonl"]}, "it has en, ko"),
         ({"tasks": ["sentiment"], "data": ["/nowhere/rows.jsonl"]}, "/nowhere/rows.jsonl"),
         ({"tasks": ["sentiment", "qa"], "data": ["rows.jsonl"]}, "`--data TASK=FILE`"),

@@ -381,7 +381,7 @@ def test_local_rows_have_the_same_answers_in_the_harness(name, tmp_path):
     file = write_rows(tmp_path / "test.jsonl", [row_of(name, number) for number in range(4)])
     train = write_rows(tmp_path / "train.jsonl", [row_of(name, number) for number in range(10, 13)])
     with harness._quiet():
-        loaded = harness._load(name, 1, None, sources(name, file), sources(name, train), {}, RowErrors())
+        loaded = harness._load(name, 1, None, sources(name, file), sources(name, train), {}, RowErrors(), RowErrors())
     (task,) = loaded["tasks"].values()
     assert task.config.task == HARNESS_TASKS[name].name
     docs = list(task.eval_docs)
@@ -408,7 +408,7 @@ def test_labels_of_csv_are_numbers_for_the_harness(tmp_path):
     rows = [row_of("kobest-copa", number) for number in range(4)]
     file.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]), "utf-8")
     with harness._quiet():
-        loaded = harness._load("kobest-copa", 0, None, sources("kobest-copa", file), {}, {}, RowErrors())
+        loaded = harness._load("kobest-copa", 0, None, sources("kobest-copa", file), {}, {}, RowErrors(), RowErrors())
     (task,) = loaded["tasks"].values()
     targets = [task.doc_to_target(doc) for doc in task.eval_docs]
     assert targets == [row[f"alternative_{1 + number % 2}"] for number, row in enumerate(rows)]
@@ -497,13 +497,16 @@ def test_interval_is_of_the_mean():
 
 
 def test_rows_are_those_that_where_and_names_of_fields_say(tmp_path):
-    rows = [{**row_of("piqa", n), "kind": "ab"[n % 2], "aim": f"goal {n}"} for n in range(8)]
-    for row in rows:
+    rows = [{**row_of("piqa", n), "kind": "ab"[n % 2], "aims": {"first": f"goal {n}"}} for n in range(8)]
+    for n, row in enumerate(rows):
         del row["goal"]
+        row["label"] = ("left", "right")[n % 2]
     source = SourceConfig(path=str(write_rows(tmp_path / "piqa.jsonl", rows)), where={"kind": "b"}, max_rows=3)
-    found = harness._rows(HARNESS_TASKS["piqa"], source, {"goal": "aim"}, None, RowErrors())
+    names = field_map(BENCHMARKS["piqa"], {"goal": "aims.first"}, {"left": "0", "right": "1"})
+    found = harness._rows(HARNESS_TASKS["piqa"], source, names, None, RowErrors())
     assert [row["goal"] for row in found] == ["goal 1", "goal 3", "goal 5"]
-    assert len(harness._rows(HARNESS_TASKS["piqa"], source, {"goal": "aim"}, 2, RowErrors())) == 2
+    assert [row["label"] for row in found] == [1, 1, 1]
+    assert len(harness._rows(HARNESS_TASKS["piqa"], source, names, 2, RowErrors())) == 2
 
 
 # --- What goes wrong
@@ -516,6 +519,21 @@ def test_rows_that_lack_a_field_are_left_out_and_named(model, tokenizer, tmp_pat
     found = harness_scores(model, tokenizer, ["piqa"], data=sources("piqa", file))
     assert found["results"][0]["rows"] == 3 and found["results"][0]["bad_rows"] == 1
     assert f"piqa: 1 rows left out of the harness's: {file}:3: no field 'sol2'" in harness_lines([], found)
+
+
+def test_training_rows_that_cannot_be_shown_are_named_and_counted(model, tokenizer, tmp_path):
+    file = write_rows(tmp_path / "piqa.jsonl", [row_of("piqa", number) for number in range(4)])
+    train = [row_of("piqa", number) for number in range(10, 14)]
+    del train[1]["goal"]
+    train[2]["sol1"] = "broken"
+    shown = write_rows(tmp_path / "train.jsonl", train)
+    shown.write_text(shown.read_text().replace("broken", "\\ud800"))
+    found = harness_scores(model, tokenizer, ["piqa"], (1,), data=sources("piqa", file), train=sources("piqa", shown))
+    (result,) = found["results"]
+    assert (result["bad_rows"], result["bad_train_rows"]) == (0, 2)
+    said = f"piqa: 2 training rows left out of the harness's: {shown}:2: no field 'goal'"
+    assert any(line.startswith(said) for line in harness_lines([], found))
+    assert f"{shown}:3: field `sol1` is not valid UTF-8" in result["bad_train_examples"]
 
 
 def test_no_usable_rows(model, tokenizer, tmp_path):

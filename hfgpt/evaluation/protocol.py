@@ -18,7 +18,7 @@ from typing import Any
 from ..data.mixture import permute
 from ..data.readers import RowErrors
 from ..tasks.base import ChoiceTask, Example, Task, TextTask, text_of
-from ..tasks.encoding import Encoded, encode, first_ids, token_ids
+from ..tasks.encoding import Encoded, continuation_ids, encode, first_ids, token_ids
 from ..tasks.scoring import Prediction, check_numbers, log_likelihoods, predict
 
 
@@ -280,7 +280,7 @@ def answer(
         if isinstance(task, PartialTask):
             parts = [(part.prompt_ids, part.choice_ids[0]) for row in asked for part in row.encoded]
         else:
-            parts = [(row.encoded[0].prompt_ids, token_ids(tokenizer, row.example.completion)) for row in asked]
+            parts = [(row.encoded[0].prompt_ids, continuation_ids(tokenizer, row.example.completion)) for row in asked]
         prompts, completions = [prompt for prompt, _ in parts], [[completion] for _, completion in parts]
         # Any id will do: padding is masked.
         pad = next((id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id is not None), 0)
@@ -330,4 +330,4 @@ def _room(tokenizer: Any, task: Task, example: Example) -> int:
     if isinstance(task, TextTask) and not isinstance(task, LastWordTask):
         return task.max_new_tokens
     completions = example.choices or (example.completion,)
-    return max(len(token_ids(tokenizer, completion)) for completion in completions)
+    return max(len(continuation_ids(tokenizer, completion)) for completion in completions)

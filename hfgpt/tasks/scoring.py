@@ -30,7 +30,7 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .base import ChoiceTask, Example, Task, TextTask
-from .encoding import Encoded, first_ids, token_ids
+from .encoding import Encoded, continuation_ids, first_ids, token_ids
 
 
 # Tokens of a batch: on a CPU more of them bring no speed; on a GPU this is the most, where memory allows it.
@@ -981,7 +981,7 @@ def _text_places(tokenizer: PreTrainedTokenizerBase, example: Example, encoded: 
     )
     ids, offsets = start + shown["input_ids"], [(0, 0)] * len(start) + shown["offset_mapping"]
     # As `encode` cuts it.
-    kept = len(encoded.prompt_ids) - (len(token_ids(tokenizer, example.after)) if cut else 0)
+    kept = len(encoded.prompt_ids) - (len(continuation_ids(tokenizer, example.after)) if cut else 0)
     if ids[:kept] != encoded.prompt_ids[:kept]:
         raise ValueError(f"{example.where or 'An example'}: `encoded` is not this example by this tokenizer.")
     first, last = len(example.before), len(example.before) + len(example.text)

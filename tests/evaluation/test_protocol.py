@@ -6,6 +6,8 @@ import re
 import pytest
 import torch
 from converted_models import POSITIONS, by_hand, save_pair
+from tokenizers import Tokenizer, models, normalizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hfgpt.data.readers import RowErrors
 from hfgpt.evaluation.benchmarks import BENCHMARKS, field_map
@@ -13,6 +15,7 @@ from hfgpt.evaluation.protocol import answer, ask, draw_shots
 from hfgpt.generation import load
 from hfgpt.tasks import ChoiceTask, TextTask, get_task
 from hfgpt.tasks.encoding import token_ids
+from hfgpt.tasks.scoring import log_likelihoods
 
 
 @pytest.fixture(scope="module")
@@ -371,6 +374,27 @@ def test_a_model_whose_scores_are_no_numbers_has_no_answers(pair, name):
         broken.get_output_embeddings().weight.fill_(torch.nan)
     with pytest.raises(ValueError, match=r"not numbers \(first: rows:1\)"):
         answer(broken, tokenizer, task, asked, progress=False)
+
+
+def test_a_word_is_scored_as_in_running_text_by_tokenizers_that_mark_beginnings(pair, monkeypatch):
+    _, _, gpt3 = pair
+    bare = Tokenizer(models.BPE(unk_token="<unk>"))
+    # As Llama 2's: a mark more before a text that begins with a space.
+    bare.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    text = "A warm film of 1816."
+    bare.train_from_iterator(text.split() * 9, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>")
+    asked_for = []
+
+    def noting(model, prompts, completions, **options):
+        asked_for.extend(prompt + completion for prompt, (completion,) in zip(prompts, completions))
+        return log_likelihoods(model, prompts, completions, **options)
+
+    monkeypatch.setattr("hfgpt.evaluation.protocol.log_likelihoods", noting)
+    task = BENCHMARKS["lambada"].task
+    rows = examples(task, [{"context": "A warm", "word": "film"}, {"context": "A warm film of", "word": "1816."}])
+    answer(gpt3, tokenizer, task, ask(tokenizer, task, rows, max_length=POSITIONS), progress=False)
+    assert asked_for == [token_ids(tokenizer, row.prompt + row.completion) for row in rows]
 
 
 def test_free_text_is_written_by_four_beams_with_the_papers_length_penalty(pair):

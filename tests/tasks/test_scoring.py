@@ -6,11 +6,12 @@ from itertools import pairwise
 import pytest
 import torch
 from small_models import KINDS, POSITIONS, make_model, make_tokenizer, random_ids
-from transformers import GenerationConfig, MambaConfig, MambaForCausalLM
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 from transformers.modeling_outputs import QuestionAnsweringModelOutput
 
 from hfgpt.tasks import ChoiceTask, Example, TextTask, scoring
-from hfgpt.tasks.encoding import Encoded, encode, token_ids
+from hfgpt.tasks.encoding import Encoded, continuation_ids, encode, token_ids
 from hfgpt.tasks.scoring import (
     classify,
     find_spans,
@@ -485,6 +486,15 @@ ROWS = [
 ]
 
 
+def make_marking_tokenizer(words):
+    """One that puts a mark of a space before any text, as Llama 2's, with a token for each of some words."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    tokenizer.train_from_iterator([words] * 9, trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "</s>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", pad_token="</s>")
+
+
 def encode_qa(rows=ROWS, max_length=POSITIONS, room=None):
     tokenizer = make_tokenizer()
     examples = [QA.example(row) for row in rows]
@@ -531,6 +541,23 @@ def test_an_answer_that_was_cut_off_has_no_label(lost, found):
     assert ("Geneva in 1816" in tokenizer.decode(item.prompt_ids)) == found == (labels is not None)
     if labels is not None:
         assert tokenizer.decode(item.prompt_ids[labels[0] : labels[1] + 1]).strip() == "Geneva in 1816"
+
+
+def test_labels_reach_to_the_cut_by_tokenizers_that_mark_beginnings():
+    """What stands behind the text begins with no mark there: it takes a token less than by itself."""
+    words = "Q: Who? P: Mary Shelley wrote it in Geneva. A:"
+    tokenizer = make_marking_tokenizer(words)
+    task = TextTask("qa", "Q: {question} P: {context}. A:", context_field="context", target_field="answer")
+    example = task.example({"question": "Who?", "context": "Mary Shelley wrote it in Geneva", "answer": "it"})
+    before, after = token_ids(tokenizer, example.before.rstrip()), continuation_ids(tokenizer, example.after)
+    assert len(after) < len(token_ids(tokenizer, example.after))
+    item = encode(tokenizer, example, len(before) + 4 + len(after), room=0)
+    assert item.cut_tokens > 0
+    place = len(before) + 3
+    assert tokenizer.convert_ids_to_tokens(item.prompt_ids)[place] == "▁it"
+    assert span_labels(tokenizer, example, item) == (place, place)
+    model = spell(make_model("gpt3", "span"), {place: 9.0}, {place: 9.0})
+    assert find_spans(model, tokenizer, [example], [item], max_answer_tokens=5, progress=False) == ["it"]
 
 
 def test_an_answer_begins_before_it_ends_is_short_and_stands_in_the_text():

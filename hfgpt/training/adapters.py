@@ -9,7 +9,7 @@ import gc
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,6 +83,9 @@ def add_adapter(model: PreTrainedModel, config: FinetuneConfig, head: str = "lm"
     modules_to_save = sorted({*heads, *(config.lora_modules_to_save or [])})
     _check_layers(model, [name for name in targets or () if name != "all-linear"], "lora_target_modules")
     _check_layers(model, modules_to_save, "lora_modules_to_save")
+    if targets and "all-linear" in targets and len(targets) > 1:  # which peft takes alone
+        targets = sorted({*targets, *_linear_layers(model)} - {"all-linear"})
+    _check_tied(model, targets or ())
     tied = bool(getattr(model.config, "tie_word_embeddings", False)) and head == "lm"
     lora = LoraConfig(
         task_type=TASK_TYPES[head],
@@ -405,6 +408,28 @@ def _check_layers(model: PreTrainedModel, names: list[str], field: str) -> None:
             raise ValueError(
                 f"`{field}`: the model has no layer {name!r}; its layers with matrices are {', '.join(sorted(linear))}."
             )
+
+
+def _linear_layers(model: PreTrainedModel) -> set[str]:
+    """Last names of the linear layers of a model's decoder."""
+    decoder = getattr(model, model.base_model_prefix, model)
+    layers = decoder.named_modules()
+    return {name.rsplit(".", 1)[-1] for name, module in layers if isinstance(module, (nn.Linear, Conv1D))}
+
+
+def _check_tied(model: PreTrainedModel, targets: Collection[str]) -> None:
+    """Raise for an adapter on an output layer whose tie peft does not know: it could not be loaded again."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if inputs is None or outputs is None or inputs.weight is not outputs.weight:
+        return
+    names = {id(module): name for name, module in model.named_modules()}
+    embedding, output = names[id(inputs)], names[id(outputs)]
+    aimed = any(output == target or output.endswith(f".{target}") for target in targets)
+    if aimed and not {embedding.rsplit(".", 1)[-1], output.rsplit(".", 1)[-1]} <= TIED_LAYERS:
+        raise ValueError(
+            f"`lora_target_modules`: {output} is tied to {embedding}, and peft cannot load an adapter of it in a "
+            f"{model.config.model_type} model: leave it out, or train it whole (`lora_modules_to_save: [{output}]`)."
+        )
 
 
 def _set_labels(config: Any, folder: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -2,8 +2,9 @@
 
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,12 @@ from .processes import quiet_deepspeed
 
 
 logger = logging.get_logger(__name__)
+
+# Files of a model's weights, whole or in parts, and of an adapter's; what else only a model has.
+WEIGHTS = (
+    "model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin*", "adapter_model.*", "adapter_config.json",
+)  # fmt: skip
+CONFIGS = ("config.json", "generation_config.json")
 
 # What a full or failing disk makes of a save: torch and safetensors have their own words for it.
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)
@@ -86,10 +93,11 @@ class SavingTrainer(Trainer):
                 super().save_model(str(root), _internal_call=True)
             if self._seal(root) and self.args.should_save:
                 with self._noting_problems():
-                    for name in checkpoints.files_below(root):
-                        if name != checkpoints.MANIFEST_FILE:
-                            (target / name).parent.mkdir(parents=True, exist_ok=True)
-                            (root / name).replace(target / name)
+                    names = [name for name in checkpoints.files_below(root) if name != checkpoints.MANIFEST_FILE]
+                    for name in names:
+                        (target / name).parent.mkdir(parents=True, exist_ok=True)
+                        (root / name).replace(target / name)
+                    remove_replaced(target, names)
         if self.args.push_to_hub:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -145,13 +153,27 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         expected = self._expected_weights(state_dict) if self.args.should_save else {}
         with self._noting_problems():
-            super()._save(output_dir, state_dict)
+            with self._adapter_alone():
+                super()._save(output_dir, state_dict)
             if self.args.should_save and expected:
                 folder = Path(output_dir or self.args.output_dir)
                 checkpoints.make_readable(folder)
                 problem = checkpoints.weights_problem(folder, expected, checkpoints.tied_names(self._unwrapped()))
                 if problem is not None:
                     self._problems.append(problem)
+
+    @contextmanager
+    def _adapter_alone(self) -> Iterator[None]:
+        """Save an adapter of embeddings without these, which its base model has; peft would save them whole."""
+        model = self._unwrapped()
+        if not hasattr(model, "peft_config"):
+            yield
+            return
+        model.save_pretrained = functools.partial(model.save_pretrained, save_embedding_layers=False)
+        try:
+            yield
+        finally:
+            del model.save_pretrained
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         # A tied weight is not in the file, and is not missing.
@@ -167,7 +189,7 @@ class SavingTrainer(Trainer):
         if hasattr(model, "peft_config"):
             from peft import get_peft_model_state_dict
 
-            tensors = get_peft_model_state_dict(model, state_dict)
+            tensors = get_peft_model_state_dict(model, state_dict, save_embedding_layers=False)
         else:
             tensors = model.state_dict() if state_dict is None else state_dict
         return checkpoints.fingerprints(tensors)
@@ -220,3 +242,20 @@ class SavingTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         with self._noting_problems():
             super()._save_rng_state(output_dir)
+
+
+def remove_replaced(folder: Path, names: Collection[str]) -> None:
+    """Delete the weights of before where others were saved: an adapter would be loaded in place of a model beside it.
+
+    Args:
+        folder: Of the model or adapter.
+        names: Files of the new one.
+    """
+    new = {name for name in names if any(fnmatch(name, pattern) for pattern in WEIGHTS)}
+    if not new:
+        return
+    patterns = (*WEIGHTS, *CONFIGS) if "adapter_config.json" in new else WEIGHTS
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.name not in names:
+                file.unlink()

@@ -33,12 +33,15 @@ from .processes import prepare_cpu_processes
 PAPER_WARMUP_TOKENS = 375_000_000
 PAPER_DECAY_TOKENS = 260_000_000_000
 
+MUON_COMPANIONS = ("adamw_torch", "adamw_torch_fused")
+
 # Fields of TrainingArguments that pretraining would not honour, or not safely.
 UNSUPPORTED = {
     "save_on_each_node": "a checkpoint is whole in one folder that all machines share",
     "auto_find_batch_size": "the batch is exact in tokens; `hfgpt plan` tells what fits",
     "load_best_model_at_end": "the model of the last token is the result",
     "save_only_model": "such a checkpoint could not be resumed from",
+    "label_smoothing_factor": "its loss is the plain one, computed without all logits",
 }
 
 
@@ -120,8 +123,11 @@ class CommonArguments(TrainingArguments):
             raise ValueError(
                 "`muon` needs whole matrices: use DDP or one process, or leave it out under DeepSpeed and FSDP."
             )
-        if self.muon and not str(self.optim).startswith("adamw_torch"):
-            raise ValueError(f"`muon` goes with torch's Adam for the other weights, and `optim` is {self.optim!r}.")
+        if self.muon and self.optim not in MUON_COMPANIONS:
+            raise ValueError(
+                f"`muon` goes with torch's Adam for the other weights, `optim` {' or '.join(MUON_COMPANIONS)}, got "
+                f"{str(getattr(self.optim, 'value', self.optim))!r}."
+            )
         if asked or not (torch.accelerator.is_available() or sharded):
             # Where to run is the accelerate config's business; TrainingArguments does not read it from there.
             self.use_cpu = True
@@ -332,18 +338,25 @@ class FinetuneConfig:
     )
     where: dict | str | None = field(default=None, metadata={"help": "Keep rows whose fields have these values."})
     group_by: str | None = field(
-        default=None, metadata={"help": "Field whose values must not be in two of training, validation and test rows."}
+        default=None,
+        metadata={
+            "help": "Field whose values must not be in two of training, validation and test rows. Default: the passage, or the text."
+        },
     )
     test_fraction: float = field(default=0.0, metadata={"help": "Share of groups (or rows) set apart for testing."})
     validation_fraction: float = field(
         default=0.0, metadata={"help": "Share of the training groups (or rows) set apart for validation."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of these divisions."})
-    max_train_rows: int | None = field(default=None, metadata={"help": "Use so many training rows at most."})
+    max_train_rows: int | None = field(
+        default=None, metadata={"help": "Use so many training rows at most, drawn by `split_seed`."}
+    )
     max_eval_rows: int | None = field(
         default=None, metadata={"help": "Evaluate on so many validation rows at most, the same each time."}
     )
-    max_test_rows: int | None = field(default=None, metadata={"help": "Use so many test rows at most."})
+    max_test_rows: int | None = field(
+        default=None, metadata={"help": "Use so many test rows at most, drawn by `split_seed`."}
+    )
     max_bad_rows: int | None = field(default=100, metadata={"help": "More malformed rows than this fail the run."})
     max_length: int | None = field(
         default=None, metadata={"help": "Tokens of prompt and completion. Default: what the model takes."}
@@ -378,8 +391,11 @@ class FinetuneConfig:
             "model."
         },
     )
-    attn_implementation: str = field(
-        default="sdpa", metadata={"help": "eager, sdpa, flash_attention_2, flex_attention, ..."}
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "eager, sdpa, flash_attention_2, flex_attention, ... Default: sdpa, or eager where the model lacks it."
+        },
     )
     random_start: bool = field(default=False, metadata={"help": "Start from random weights of the same architecture."})
     compare_random_start: bool = field(
@@ -407,6 +423,9 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("where", "label_map", "label_words", "fields", "task_overrides"):
             setattr(self, name, parse_mapping(getattr(self, name), name))
+        for name in ("lora_target_modules", "lora_modules_to_save"):
+            if isinstance(getattr(self, name), str):
+                setattr(self, name, [getattr(self, name)])
         for name in ("head", "classifier_pooling", "long_texts", "class_balance"):
             setattr(self, name, coerce(getattr(self, name), typing.get_type_hints(type(self))[name], f"`{name}`"))
         self._check_places()
@@ -464,7 +483,7 @@ class FinetuneConfig:
         """
         answer = task.label_field if isinstance(task, ChoiceTask) else getattr(task, "target_field", "")
         fields = {str(key): str(value) for key, value in (self.fields or {}).items()}  # type: ignore[union-attr]
-        for short, name in (("text_field", task.prompt_fields[0]), ("label_field", answer)):
+        for short, name in (("text_field", first_field(task)), ("label_field", answer)):
             value = getattr(self, short)
             if value is not None and fields.setdefault(name, value) != value:
                 raise ValueError(
@@ -502,19 +521,23 @@ class FinetuneConfig:
         place: dict[str, Any] = {"path": path}
         if self.dataset is not None:
             place = {"dataset": self.dataset, "dataset_config": self.dataset_config, "dataset_split": split}
-        first = task.prompt_fields[0]
-        most = {"train": self.max_train_rows, "validation": None, "test": self.max_test_rows}
+        # Rows are told apart by the passage where there is one: it may have several questions.
+        first = getattr(task, "context_field", "") or first_field(task)
         return SourceConfig(
             name=part,
             text_field=self.field_map(task).fields.get(first, first),
             where=self.where,  # type: ignore[arg-type]
             group_by=self.group_by,
-            max_rows=most[part],
             part="all" if fraction == 0.0 else "train" if part == "train" else "test",
             test_fraction=fraction,
             split_seed=self.split_seed,
             **place,
         )
+
+
+def first_field(task: Task) -> str:
+    """The first field of a prompt that rows have; a task may make up others."""
+    return next(name for name in task.prompt_fields if name in task.fields)
 
 
 @dataclass
@@ -550,6 +573,11 @@ class FinetuningArguments(CommonArguments):
     def __post_init__(self) -> None:
         if self.max_nonfinite_steps < 1:
             raise ValueError(f"`max_nonfinite_steps` must be at least 1, got {self.max_nonfinite_steps}.")
+        if self.lr_scheduler_type == "reduce_lr_on_plateau":
+            raise ValueError(
+                "`lr_scheduler_type: reduce_lr_on_plateau` goes by a loss that evaluation here does not compute: use "
+                "cosine, linear, constant_with_warmup, ..."
+            )
         # What stopping early asks for is known where the arguments meet the config, in `finetune`.
         self.left_out = {name for name in ("eval_strategy", "save_strategy") if getattr(self, name) is None}
         self.eval_strategy, self.save_strategy = self.eval_strategy or "no", self.save_strategy or "steps"
@@ -607,5 +635,7 @@ def recipe_defaults(path: str | Path, *classes: type) -> dict[str, Any]:
     for key, value in read_yaml(path).items():
         if key not in hints:
             raise unknown_key(key, hints, str(path))
+        if isinstance(value, str) and hints[key] in (list[str], list[str] | None):
+            value = [value]
         defaults[key] = coerce(value, hints[key], f"`{key}` in {path}")
     return defaults

@@ -6,7 +6,7 @@ No row is cut, left out or repeated without a count in the metrics and a warning
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tqdm.auto import tqdm
@@ -38,9 +38,7 @@ class EncodedExamples:
 
     def sample(self, count: int | None, seed: int) -> "EncodedExamples":
         """So many of them at most, drawn without replacement, in their order."""
-        if count is None or count >= len(self):
-            return self
-        chosen = sorted(random.Random(seed).sample(range(len(self)), count))
+        chosen = draw(len(self), count, seed)
         return EncodedExamples([self.examples[i] for i in chosen], [self.encoded[i] for i in chosen])
 
 
@@ -107,6 +105,8 @@ class RowReader:
     def _part(self, part: Part) -> EncodedExamples:
         errors = RowErrors(self.config.max_bad_rows)
         examples = self._examples(part, errors)
+        most = {"train": self.config.max_train_rows, "test": self.config.max_test_rows}.get(part)
+        examples = [examples[index] for index in draw(len(examples), most, self.config.split_seed)]
         found = self._encode(part, examples, errors)
         self.counts[f"{part}_rows_malformed"] = errors.count
         self._name(errors.examples, f"malformed {part} rows were passed over", errors.count, between="\n  ")
@@ -128,7 +128,6 @@ class RowReader:
         test = config.source("test", task)
         if part == "validation" and config.validation_fraction and test.part == "test":
             # Both are shares of one file, and these come with the test rows: see `FinetuneConfig.source`.
-            test = replace(test, max_rows=None)
             apart = read_examples(task, test, RowErrors(None), field_map, progress=self.is_main)
             places = {example.where for example in apart}
             examples = [example for example in examples if example.where not in places]
@@ -224,6 +223,13 @@ def training_rows(
         {"examples": [rows[i] for i in members], "input_ids": range(sum(lengths[i] for i in members))}
         for members in pack(lengths, max_length)
     ]
+
+
+def draw(total: int, count: int | None, seed: int) -> Sequence[int]:
+    """Indices of so many of `total` rows at most, drawn without replacement, in their order."""
+    if count is None or count >= total:
+        return range(total)
+    return sorted(random.Random(seed).sample(range(total), count))
 
 
 def oversample(labels: Sequence[Any], seed: int) -> list[int]:

@@ -76,6 +76,7 @@ def test_a_missing_recipe_is_named(capsys):
         (["--num_train_epochs", "2"], "`train_tokens`"),
         (["--warmup_steps", "10"], "`warmup_tokens`"),
         (["--train_tokens", "0"], "`train_tokens`"),
+        (["--label_smoothing_factor", "0.1"], "`label_smoothing_factor` cannot be used in pretraining"),
         (["--warmup_tokens", "300000000000"], "`decay_tokens`"),
         (["--model_overrides", '{"hidden_siez": 4}'], "did you mean `hidden_size`"),
         (["--model_overrides", "4"], "JSON object"),

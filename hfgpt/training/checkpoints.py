@@ -18,6 +18,7 @@ import torch
 import xxhash
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors import safe_open
+from transformers import TrainingArguments
 from transformers.utils import logging
 
 
@@ -63,6 +64,32 @@ def latest_complete_checkpoint(output_dir: str | Path, up_to_step: int | None = 
         if _rank_and_world()[0] == 0:
             logger.warning(f"{folder} is not complete ({reason}): passed over.")
     return None
+
+
+def find_checkpoint(args: TrainingArguments) -> Path | None:
+    """The checkpoint to go on from: the one that is asked for, or the newest whole one of the output folder.
+
+    Raises:
+        ValueError: The one that is asked for is not there or not whole, or there are some and none is.
+    """
+    asked = args.resume_from_checkpoint
+    if asked is None or asked is True or str(asked).lower() == "true":
+        found = latest_complete_checkpoint(args.output_dir)
+        if found is None and list_checkpoints(args.output_dir):
+            raise ValueError(
+                f"None of the checkpoints in {args.output_dir} is whole. Give another `output_dir`, or begin anew by "
+                "deleting them or with `resume_from_checkpoint: false`."
+            )
+        return found
+    if asked is False or str(asked).lower() == "false":
+        return None
+    reason = why_incomplete(asked)
+    if reason is not None or checkpoint_step(Path(asked)) is None:
+        raise ValueError(
+            f"`resume_from_checkpoint` ({asked}) is not a whole checkpoint ({reason or 'its name is not checkpoint-N'}): "
+            "name another, or leave it out to take the newest whole one."
+        )
+    return Path(asked)
 
 
 def why_incomplete(checkpoint: str | Path) -> str | None:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from ..tasks.encoding import CompletionCollator, PackingCollator, PromptCollator
 from ..tasks.metrics import Score, baselines, check_metrics, score, score_with_intervals
 from ..tasks.saved import TaskRecord
 from ..tasks.scoring import Prediction
-from .adapters import MODEL_CLASSES, TASK_TYPES, add_adapter, load_base, quantization_config
+from .adapters import ADAPTER_CONFIG_FILE, MODEL_CLASSES, TASK_TYPES, add_adapter, load_base, quantization_config
 from .arguments import FinetuneConfig, FinetuningArguments
 from .callbacks import peak_device_memory_bytes, peak_host_memory_bytes
-from .checkpoints import latest_complete_checkpoint
-from .task_rows import RowReader, Rows, training_rows
+from .checkpoints import find_checkpoint
+from .recipe import check_recipe, recipe_of
+from .task_rows import EncodedExamples, RowReader, Rows, training_rows
 from .task_trainer import EarlyStopping, TaskTrainer
 
 
@@ -65,13 +67,13 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
         ValueError: The model, the task and the data do not fit together.
     """
     trainer, rows = prepare(config, args)
-    task = trainer.record.task
-    checkpoint = args.resume_from_checkpoint or latest_complete_checkpoint(args.output_dir)
+    args, task = trainer.args, trainer.record.task
+    checkpoint = find_checkpoint(args)
     if checkpoint is not None:
+        check_recipe(checkpoint, trainer.recipe)
         logger.warning(f"Resuming from {checkpoint}.")
     sizes = count_parameters(trainer.model)
     metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
-    restore_dropout(trainer.model.config, config)
     trainer.save_model()
 
     predictions = trainer.predict_rows(rows.test)
@@ -93,15 +95,19 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
 def prepare(config: FinetuneConfig, args: FinetuningArguments) -> tuple[TaskTrainer, Rows]:
     """Everything up to the first step: the task, the rows, and the model in its trainer.
 
+    The arguments stay as they are; the trainer has a copy with what they leave open.
+
     Raises:
         ValueError: The model, the task and the data do not fit together.
     """
+    args = copy.copy(args)
     task = make_task(config)
     check(config, args, task)
     tokenizer = load_tokenizer(config)
     model_config = AutoConfig.from_pretrained(config.model_name_or_path)
     max_length = longest_input(config, model_config)
     rows = RowReader(config, task, tokenizer, max_length, is_main=args.process_index == 0).read()
+    check_ids(rows, model_config)
     set_defaults(config, args, task, model_config)
     record = make_record(config, task, max_length)
     return make_trainer(config, args, record, tokenizer, rows, config.random_start), rows
@@ -152,6 +158,11 @@ def make_task(config: FinetuneConfig) -> Task:
 def check(config: FinetuneConfig, args: FinetuningArguments, task: Task) -> None:
     """Raise a `ValueError` for what does not go together, before anything is loaded."""
     check_metrics(task)
+    _check_label_words(task)
+    if args.process_index == 0:
+        _warn_of_ignored(config)
+    if Path(args.output_dir).resolve() == Path(config.model_name_or_path).resolve():
+        raise ValueError(f"`output_dir` {args.output_dir} is the folder of the model itself: give another.")
     if config.head == "classification" and not (isinstance(task, ChoiceTask) and task.choices):
         raise ValueError(
             f"`head: classification` needs a task with labels; task {task.name!r} has none: use `head: lm`."
@@ -166,6 +177,10 @@ def check(config: FinetuneConfig, args: FinetuningArguments, task: Task) -> None
             raise ValueError(
                 f"`head: span` needs the passage to be what is cut: set `cut_field: {task.context_field}` in "
                 "`task_overrides`."
+            )
+        if task.cut_side == "start":
+            raise ValueError(
+                "`head: span` reads a passage from its start: set `cut_side: end` in `task_overrides`, or use `head: lm`."
             )
         if task.no_answer:
             raise ValueError(
@@ -198,6 +213,28 @@ def check(config: FinetuneConfig, args: FinetuningArguments, task: Task) -> None
     if config.early_stopping_patience is not None:
         _check_strategies(args)
     config.field_map(task)
+
+
+def _check_label_words(task: Task) -> None:
+    labels: dict[str, str] = {}
+    for label, words in task.choices.items() if isinstance(task, ChoiceTask) else ():
+        other = labels.setdefault(words, label)
+        if other != label:
+            raise ValueError(
+                f"`label_words`: {other} and {label} have the same completion, {words!r}, and could not be told apart."
+            )
+
+
+def _warn_of_ignored(config: FinetuneConfig) -> None:
+    """Tell of fields that are set and do nothing without another."""
+    adapter = [name for name in vars(config) if name.startswith("lora_")] + ["use_dora", "use_rslora"]
+    for names, used, other in (
+        (adapter, config.use_peft, "`use_peft: true`"),
+        (["max_eval_rows"], config.has_validation, "validation rows"),
+    ):
+        given = [name for name in names if getattr(config, name) != getattr(type(config), name)]
+        if given and not used:
+            logger.warning(f"`{'`, `'.join(given)}`: ignored without {other}.")
 
 
 def _check_strategies(args: FinetuningArguments) -> None:
@@ -263,13 +300,41 @@ def set_defaults(
 # Model
 
 
+def check_ids(rows: Rows, model_config: PreTrainedConfig) -> None:
+    """Raise a `ValueError` for a token that the model has no embedding of: it would end in an index error, or worse."""
+    words = model_config.get_text_config().vocab_size
+    for part in (rows.train, rows.test, rows.validation or EncodedExamples()):
+        for example, encoded in zip(part.examples, part.encoded):
+            highest = max([0, *encoded.prompt_ids, *encoded.completion_ids, *chain.from_iterable(encoded.choice_ids)])
+            if highest >= words:
+                raise ValueError(
+                    f"{example.where}: token {highest} is beyond the model's `vocab_size` of {words}: the tokenizer is "
+                    "another model's, or has tokens that the model was not trained with."
+                )
+
+
 def load_tokenizer(config: FinetuneConfig) -> Any:
-    """The model's tokenizer, with a token to pad with.
+    """The model's tokenizer, with a token to pad with that the model has an embedding of.
 
     Raises:
-        ValueError: It has none that would do.
+        ValueError: It has none that would do, or there is no such model, or only an adapter.
     """
-    tokenizer = AutoTokenizer.from_pretrained(config.model_name_or_path)
+    name = config.model_name_or_path
+    if (Path(name) / ADAPTER_CONFIG_FILE).is_file():
+        raise ValueError(
+            f"`model_name_or_path` {name} is an adapter: merge it first (hfgpt convert {name} OUT --merge), and name OUT."
+        )
+    try:
+        words = AutoConfig.from_pretrained(name).get_text_config().vocab_size
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, KeyError, ValueError) as error:
+        if isinstance(error, OSError) and not Path(name).is_dir():
+            error = "no such folder, and the Hub has none or is not reachable"  # type: ignore[assignment]
+        raise ValueError(f"`model_name_or_path` {name} cannot be loaded: {error}.") from None
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= words:
+        # Such as one that was added for another model; any other does, as it is masked.
+        known = tokenizer.eos_token_id is not None and tokenizer.eos_token_id < words
+        tokenizer.pad_token = tokenizer.eos_token if known else tokenizer.convert_ids_to_tokens(0)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ValueError(
@@ -324,7 +389,9 @@ def load_model(
             f"{name} ({model_config.model_type}) cannot be loaded with `head: {config.head}`: transformers has no "
             f"{cls.__name__} of it. Use `head: lm`."
         )
-    options: dict[str, Any] = {"dtype": "float32", "attn_implementation": config.attn_implementation}
+    options: dict[str, Any] = {"dtype": "float32"}
+    if config.attn_implementation is not None:
+        options["attn_implementation"] = config.attn_implementation
     if random_start:
         return cls.from_config(model_config, **options)
     if config.load_in_4bit:
@@ -345,12 +412,10 @@ def set_dropout(model_config: PreTrainedConfig, dropout: float) -> None:
         setattr(model_config, name, dropout)
 
 
-def restore_dropout(model_config: PreTrainedConfig, config: FinetuneConfig) -> None:
-    """Give a config the dropout that it came with: what is saved is the model's own, and not that of the run."""
+def own_dropout(config: FinetuneConfig) -> dict[str, float]:
+    """The dropout that the model came with: what is saved is the model's own, and not that of the run."""
     own = AutoConfig.from_pretrained(config.model_name_or_path)
-    for name in DROPOUT_FIELDS:
-        if hasattr(own, name):
-            setattr(model_config, name, getattr(own, name))
+    return {name: getattr(own, name) for name in DROPOUT_FIELDS if hasattr(own, name)}
 
 
 def count_parameters(model: Any) -> dict[str, Any]:
@@ -392,7 +457,9 @@ def make_trainer(
         collator = (PackingCollator if config.packing else CompletionCollator)(tokenizer.pad_token_id, weight)
     trainer = TaskTrainer(
         record=record,
+        recipe=recipe_of(config, args, record, rows),
         validation=rows.validation,
+        own_dropout=own_dropout(config),
         model=model,
         args=args,
         train_dataset=dataset,

@@ -18,7 +18,7 @@ from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
 from .callbacks import LossCurveCallback, SampleCallback, peak_host_memory_bytes, require_reporters
-from .checkpoints import checkpoint_step, hash_file, latest_complete_checkpoint, list_checkpoints, why_incomplete
+from .checkpoints import checkpoint_step, find_checkpoint, hash_file
 from .interruption import INTERRUPTED_FILE, Interrupted
 from .launch import tensor_parallel_size
 from .schedule import BatchSchedule
@@ -182,32 +182,6 @@ def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, A
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
     return metrics
-
-
-def find_checkpoint(args: PretrainingArguments) -> Path | None:
-    """The checkpoint to go on from: the one that is asked for, or the newest whole one of the output folder.
-
-    Raises:
-        ValueError: The one that is asked for is not there or not whole, or there are some and none is.
-    """
-    asked = args.resume_from_checkpoint
-    if asked is None or asked is True or str(asked).lower() == "true":
-        found = latest_complete_checkpoint(args.output_dir)
-        if found is None and list_checkpoints(args.output_dir):
-            raise ValueError(
-                f"None of the checkpoints in {args.output_dir} is whole. Give another `output_dir`, or begin anew by "
-                "deleting them or with `resume_from_checkpoint: false`."
-            )
-        return found
-    if asked is False or str(asked).lower() == "false":
-        return None
-    reason = why_incomplete(asked)
-    if reason is not None or checkpoint_step(Path(asked)) is None:
-        raise ValueError(
-            f"`resume_from_checkpoint` ({asked}) is not a whole checkpoint ({reason or 'its name is not checkpoint-N'}): "
-            "name another, or leave it out to take the newest whole one."
-        )
-    return Path(asked)
 
 
 def data_order(config: PretrainConfig, args: PretrainingArguments, metadata: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ accumulated batches hold together. Each process predicts its share of the rows.
 """
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch.nn import functional as F
+from torch.utils.data import Sampler
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
 from transformers.utils import logging
 
 from ..data.packing import IGNORE_INDEX
+from ..tasks.encoding import PackingCollator
 from ..tasks.metrics import score
 from ..tasks.saved import TaskRecord, save_task
 from ..tasks.scoring import Prediction, predict
@@ -25,11 +29,14 @@ from . import checkpoints
 from .arguments import FinetuningArguments
 from .launch import tensor_parallel_size
 from .optimizer import muon_adam_for
+from .recipe import save_recipe
 from .saving import SavingTrainer
 from .task_rows import EncodedExamples
 
 
 logger = logging.get_logger(__name__)
+
+PROBE_TOKENS = 8  # of each example in the pack that a model is tried with
 
 
 class TaskTrainer(SavingTrainer):
@@ -37,7 +44,9 @@ class TaskTrainer(SavingTrainer):
 
     Args:
         record: The task as the model is trained for it.
+        recipe: What its checkpoints say of the run (`recipe_of`).
         validation: Rows that `evaluate` scores.
+        own_dropout: Fields of the model's config that are saved in place of those of the run.
         **kwargs: As for `transformers.Trainer`, with `processing_class`.
     """
 
@@ -46,15 +55,43 @@ class TaskTrainer(SavingTrainer):
     optimizer: Any
     state: Any
 
-    def __init__(self, *, record: TaskRecord, validation: EncodedExamples | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        record: TaskRecord,
+        recipe: dict[str, Any],
+        validation: EncodedExamples | None = None,
+        own_dropout: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ):
         # Trainer asks for a dataset where it evaluates during training; `evaluate` takes its own.
         super().__init__(eval_dataset=None if validation is None else validation.encoded, **kwargs)
-        self.record, self.validation = record, validation
+        self.record, self.recipe, self.validation = record, recipe, validation
+        self.own_dropout = dict(own_dropout or {})
+        # Where the weights are shared out they cannot be asked yet.
+        if isinstance(self.data_collator, PackingCollator) and not (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            self._check_packing()
         self.nonfinite_steps = self.nonfinite_in_a_row = 0
         self._weights = self._targets = torch.empty(0)
-        weighted = "loss_weights" in self.data_collator(self.train_dataset[:1])
+        # Trainer's own smoothing would not shift the labels of a model that transformers does not know.
+        weighted = bool(self.args.label_smoothing_factor) or "loss_weights" in self.data_collator(
+            self.train_dataset[:1]
+        )
         losses: dict[str, Any] = {"classification": self._class_loss, "span": self._span_loss}
         self.compute_loss_func = losses.get(record.head, self._token_loss if weighted else None)
+        self._order: GroupedByLength | None = None
+        self.add_callback(_EpochEvents(self))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Trainer's, but that rows of like length are put together by seed and epoch alone."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self._order = GroupedByLength([len(row["input_ids"]) for row in rows], batch_size, seed)
+        return self._order
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Trainer's, or with `muon` that for the matrices of the blocks."""
@@ -62,14 +99,54 @@ class TaskTrainer(SavingTrainer):
             self.optimizer = muon_adam_for(self, model)
         return super().create_optimizer(model)
 
+    @torch.no_grad()
+    def _check_packing(self) -> None:
+        """Whether what the model makes of an example is the same alone, and behind any other in a pack.
+
+        Raises:
+            ValueError: It is not: the type of model does not read from positions where an example begins.
+        """
+        model, args = self._unwrapped(), self.args
+        was_training = model.training
+        words = model.config.get_text_config().vocab_size
+        first, other, asked = (torch.arange(3 * PROBE_TOKENS) % words).to(args.device).view(3, 1, PROBE_TOKENS)
+        positions = torch.arange(PROBE_TOKENS, device=args.device)[None]
+        rounding = 0.05 if args.bf16 or args.fp16 else 1e-3
+
+        def logits(*pack: torch.Tensor) -> torch.Tensor:
+            places = torch.cat([positions] * len(pack), dim=1)
+            output = model(input_ids=torch.cat(pack, dim=1), position_ids=places, use_cache=False)
+            return output.logits[:, -PROBE_TOKENS:].float()
+
+        try:
+            model.eval()
+            with self.compute_loss_context_manager():
+                packed = logits(first, asked)
+                # The former is the same product of matrices, and exact.
+                differences = [(packed - found).abs().max() for found in (logits(other, asked), logits(asked))]
+            leaks = differences[0] > 1e-5 * packed.abs().max() or differences[1] > rounding * packed.abs().max()
+        except TypeError:  # it takes no positions
+            leaks = True
+        finally:
+            model.train(was_training)
+        if leaks:
+            raise ValueError(
+                f"`packing`: in a model of type {model.config.model_type} the examples of a pack would see each other: leave "
+                "it out."
+            )
+
     # Loss
 
     def compute_loss(self, model: torch.nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with what the loss functions below need and the model does not take set aside."""
+        inputs = dict(inputs)
+        if self.compute_loss_func == self._token_loss:
+            self._weights, self._targets = inputs["labels"].ne(IGNORE_INDEX).float(), inputs["input_ids"]
         if "loss_weights" in inputs:
-            inputs = dict(inputs)
-            self._weights, self._targets = inputs.pop("loss_weights"), inputs["input_ids"]
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            self._weights = inputs.pop("loss_weights")
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        # Of a loss that is not finite the gradients may be.
+        return loss * torch.where(loss.isfinite(), 1.0, math.nan)
 
     def _token_loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """Cross entropy of tokens by their weights, over the number of tokens in completions."""
@@ -95,15 +172,20 @@ class TaskTrainer(SavingTrainer):
     def _span_loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
         """Mean cross entropy of the first and the last token of the answer, among all tokens of the prompt."""
         ends = zip((outputs["start_logits"], outputs["end_logits"]), labels.unbind(-1))
-        losses = [F.cross_entropy(logits.float(), positions, reduction="sum") for logits, positions in ends]
+        smoothing = self.args.label_smoothing_factor
+        losses = [
+            F.cross_entropy(logits.float(), positions, reduction="sum", label_smoothing=smoothing)
+            for logits, positions in ends
+        ]
         return (losses[0] + losses[1]) / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """As Trainer's, which would take a step whose gradients are no numbers, and hide it from the log."""
         norm = super()._get_grad_norm(model, grad_norm)
-        if self.accelerator.scaler is not None:  # fp16: skipping such steps is how the scale is found
+        if self.accelerator.mixed_precision == "fp16":  # skipping such steps is how the scale is found
             return norm
-        if norm is None or math.isfinite(float(norm)):
+        skipped = self.is_deepspeed_enabled and self.accelerator.optimizer_step_was_skipped
+        if not skipped and (norm is None or math.isfinite(float(norm))):
             self.nonfinite_in_a_row = 0
             return norm
         if not self.is_deepspeed_enabled:  # which has not taken the step
@@ -113,7 +195,7 @@ class TaskTrainer(SavingTrainer):
         step = self.state.global_step + 1
         if self.is_world_process_zero():
             logger.warning(f"Step {step}: the loss or the gradients are not finite (gradient norm {norm}). Skipped.")
-        if self.nonfinite_in_a_row >= self.args.max_nonfinite_steps:
+        if self.nonfinite_in_a_row >= min(self.args.max_nonfinite_steps, self.state.max_steps):
             raise ValueError(
                 f"The loss or the gradients were not finite in {self.nonfinite_in_a_row} steps in a row, the last being "
                 f"{step} (`max_nonfinite_steps`). Look at the data and the learning rate, or try another "
@@ -177,13 +259,22 @@ class TaskTrainer(SavingTrainer):
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        config = self._unwrapped().config
+        of_the_run = {name: getattr(config, name) for name in self.own_dropout}
+        try:
+            for name, value in self.own_dropout.items():
+                setattr(config, name, value)
+            super()._save(output_dir, state_dict)
+        finally:
+            for name, value in of_the_run.items():
+                setattr(config, name, value)
         if self.args.should_save:
             with self._noting_problems():
                 save_task(self.record, output_dir or self.args.output_dir)
 
     def save_extra_state(self, folder: Path) -> None:
-        """Which checkpoint is the best, by the name it will have: Trainer has looked for it where this one is written."""
+        """Of which run it is, and which is the best by the name it will have: Trainer has looked where this is written."""
+        save_recipe(self.recipe, folder)
         self.state.best_model_checkpoint = self._best_checkpoint(folder)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 
@@ -212,6 +303,45 @@ class TaskTrainer(SavingTrainer):
                     except OSError as error:
                         logger.warning(f"A checkpoint could not be deleted: {error}")
         self.accelerator.wait_for_everyone()
+
+
+class GroupedByLength(Sampler[int]):
+    """Rows in an order that puts those of like length together, which is a pure function of seed and epoch.
+
+    transformers' own draws from the generator that dropout draws from, so that the order is another one after a resume,
+    and in each process.
+
+    Args:
+        lengths: Of the rows.
+        batch_size: Rows of an optimizer step, of all processes.
+        seed: Of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which order the next pass has."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chooser = torch.Generator().manual_seed(random.Random(f"{self.seed} {self.epoch}").getrandbits(63))
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=chooser))
+
+
+class _EpochEvents(TrainerCallback):
+    """Tells the order of rows which epoch begins: accelerate does not reach it in several processes after a resume."""
+
+    def __init__(self, trainer: TaskTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the first row is read, also where the epoch is resumed."""
+        if self.trainer._order is not None:
+            self.trainer._order.set_epoch(int(state.epoch or 0))
 
 
 class EarlyStopping(TrainerCallback):

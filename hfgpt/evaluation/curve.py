@@ -9,6 +9,7 @@ where it was stopped.
 import copy
 import dataclasses
 import gc
+import glob
 import hashlib
 import json
 import math
@@ -38,6 +39,7 @@ from ..training.finetune import (
     make_trainer,
     set_defaults,
 )
+from ..training.recipe import file_states
 from ..training.task_rows import EncodedExamples, RowReader, Rows
 
 
@@ -286,10 +288,11 @@ def _settings(config: FinetuneConfig, args: FinetuningArguments, min_steps: int)
     """A hash of all that the outcome of a run depends on, beside its start, labels and seed."""
     recipe = {key: value for key, value in dataclasses.asdict(config).items() if key not in OTHER_FIELDS}
     training = {name: str(getattr(args, name)) for name in TRAINING_FIELDS}
-    weights = Path(config.model_name_or_path) / "model.safetensors"
-    stat = weights.stat() if weights.is_file() else None
-    model = [stat.st_size, stat.st_mtime_ns] if stat else []  # trained anew in the same folder it is another one
-    values = json.dumps([recipe, training, min_steps, model], sort_keys=True, default=str)
+    # Trained anew in the same folder a model is another one, and so is a file that was replaced.
+    folder = Path(config.model_name_or_path)
+    model = [f"{glob.escape(str(folder))}/*.{ending}" for ending in ("safetensors", "bin", "json")]
+    files = file_states(*model, config.train_path, config.test_path, config.task)
+    values = json.dumps([recipe, training, min_steps, files], sort_keys=True, default=str)
     return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
@@ -312,7 +315,7 @@ def _read_runs(path: Path, settings: str) -> list[dict[str, Any]]:
             continue
     if any(run["settings"] != settings for run in runs):
         raise ValueError(
-            f"{path} holds runs of another recipe (or of a model trained anew since): choose another folder, or remove it."
+            f"{path} holds runs of another recipe (or of data or a model that were written anew since): choose another folder, or remove it."
         )
     if len(runs) < len(lines):
         with written_whole(path) as temporary:

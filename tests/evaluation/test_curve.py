@@ -137,6 +137,20 @@ def test_runs_of_another_recipe_are_not_mixed_in(finished):
         again(max_length=40)
 
 
+@pytest.mark.parametrize(
+    "changed", ["data.jsonl", "model/model-00001-of-00002.safetensors", "model/adapter_model.bin"]
+)
+def test_runs_of_data_and_weights_that_were_replaced_are_not_mixed_in(changed, tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("data.jsonl", changed):
+        (tmp_path / name).write_text("before")
+    config, args = recipe(tmp_path / "model", tmp_path / "data.jsonl"), arguments(tmp_path)
+    before = module._settings(config, args, 10)
+    assert module._settings(config, args, 10) == before
+    (tmp_path / changed).write_text("later on")
+    assert module._settings(config, args, 10) != before
+
+
 def test_both_starts_get_the_same_rows_steps_and_order(pretrained, reviews_file, tmp_path, monkeypatch):
     seen = []
 

@@ -285,14 +285,15 @@ def answer(
         # Any id will do: padding is masked.
         pad = next((id for id in (tokenizer.pad_token_id, tokenizer.eos_token_id) if id is not None), 0)
         found = [one for (one,) in log_likelihoods(model, prompts, completions, pad_token_id=pad, **options)]
-        check_numbers([[one.total] for one in found], [row.row.where for row in asked for _ in row.encoded])
+        rest = iter(found)
+        scores = [[next(rest).total for _ in row.encoded] for row in asked]
+        check_numbers(scores, [row.row.where for row in asked])
         if isinstance(task, LastWordTask):
             return [
                 Prediction(row.example.references[0] if word.greedy else OTHER_WORD, None, (word.total,))
                 for row, word in zip(asked, found)
             ]
-        rest = iter(found)
-        return [_likeliest(row.example, [next(rest).total for _ in row.encoded]) for row in asked]
+        return [_likeliest(row.example, totals) for row, totals in zip(asked, scores)]
     return predict(
         model,
         tokenizer,

@@ -321,7 +321,7 @@ def test_bytes_that_are_no_text_are_named_and_counted(name, tmp_path):
     benchmark = BENCHMARKS[name]
     text = benchmark.raw_fields[0]
     good, broken = json.dumps(ROWS[name]), ROWS[name][text]
-    broken = dict.fromkeys(broken, "�") if isinstance(broken, dict) else "\ud800"
+    broken = dict.fromkeys(broken, "\ud800") if isinstance(broken, dict) else "\ud800"
     path = tmp_path / "rows.jsonl"
     latin = json.dumps({**ROWS[name], text: broken}).replace("\\ud800", "caf\u00e9").encode("latin-1")
     path.write_bytes(b"\n".join([good.encode(), json.dumps({**ROWS[name], text: broken}).encode(), latin]))

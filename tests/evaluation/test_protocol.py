@@ -372,7 +372,7 @@ def test_a_model_whose_scores_are_no_numbers_has_no_answers(pair, name):
     broken = copy.deepcopy(gpt3)
     with torch.no_grad():
         broken.get_output_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match=r"not numbers \(first: rows:1\)"):
+    with pytest.raises(ValueError, match=r"of 1 of 1 rows are not numbers \(first: rows:1\)"):
         answer(broken, tokenizer, task, asked, progress=False)
 
 

@@ -76,7 +76,7 @@ def finished(pretrained, reviews_file, tmp_path_factory):
 
     def again(output=folder / "out", counts=(8, 128), seeds=2, **fields):
         config, args = recipe(pretrained, reviews_file, **fields), arguments(folder)
-        return curve(config, args, list(counts), seeds, output, min_steps=40)
+        return curve(config, args, list(counts), seeds, output, min_steps=80)
 
     return folder / "out", again(), again
 
@@ -97,7 +97,7 @@ def test_each_start_and_number_of_labels_is_a_point_with_its_seeds(finished):
             run["accuracy"] for run in runs if (run["start"], run["labels"]) == (point["start"], point["labels"])
         ]
         assert sorted(values) == sorted(point["values"]) and point["mean"] == pytest.approx(sum(values) / 2)
-        assert point["low"] <= point["mean"] <= point["high"] and point["steps"] == 40
+        assert point["low"] <= point["mean"] <= point["high"] and point["steps"] == 80
     assert result["metric"] == "accuracy" and 0.4 < result["baselines"]["majority"] < 0.7
     assert json.loads((folder / "curve.json").read_text()) == result
     assert (folder / "curve.png").read_bytes()[:4] == b"\x89PNG"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..tasks.metrics import CORPUS_METRICS, Score
-from ..tasks.scoring import Prediction
+from ..tasks.scoring import Prediction, answered_row
 from .contamination import clean_and_dirty_lines
 from .protocol import Asked
 
@@ -219,18 +219,9 @@ def _with_nulls(values: Any) -> Any:
 
 def prediction_row(asked: Asked, prediction: Prediction, correct: bool) -> dict[str, Any]:
     """What is saved of one row; `shots` names the rows before it."""
-    row = asked.row
-    values: dict[str, Any] = {
-        "where": row.where,
-        "prompt": row.prompt,
-        "prediction": prediction.text,
-        "references": list(row.references),
-        "correct": correct,
-    }
-    if row.choices:
-        values["choices"] = list(row.choices)
-    if prediction.scores:
-        values["scores"] = list(prediction.scores)
+    values = {**answered_row(asked.row, prediction), "correct": correct}
+    if asked.row.choices:
+        values["choices"] = list(asked.row.choices)
     if asked.shots:
         values["shots"] = [shot.where for shot in asked.shots]
     if asked.cut_tokens:

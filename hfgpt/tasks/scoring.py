@@ -77,6 +77,17 @@ class Prediction:
     scores: tuple[float, ...] = ()
 
 
+def answered_row(example: Example, prediction: Prediction) -> dict[str, Any]:
+    """What files of predictions say of a row: where it is, what was asked, expected and answered, scores of choices."""
+    row: dict[str, Any] = {
+        "where": example.where,
+        "prompt": example.prompt,
+        "prediction": prediction.text,
+        "references": list(example.references),
+    }
+    return {**row, "scores": list(prediction.scores)} if prediction.scores else row
+
+
 def predict(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -29,7 +29,7 @@ from ..tasks import KINDS, ChoiceTask, Example, Task, TextTask, get_task, with_c
 from ..tasks.encoding import CompletionCollator, PackingCollator, PromptCollator
 from ..tasks.metrics import Score, baselines, check_metrics, score, score_with_intervals
 from ..tasks.saved import TaskRecord
-from ..tasks.scoring import Prediction
+from ..tasks.scoring import Prediction, answered_row
 from .adapters import ADAPTER_CONFIG_FILE, MODEL_CLASSES, TASK_TYPES, add_adapter, load_base, quantization_config
 from .arguments import FinetuneConfig, FinetuningArguments
 from .callbacks import peak_device_memory_bytes, peak_host_memory_bytes
@@ -498,18 +498,11 @@ def write_predictions(task: Task, predictions: Sequence[Prediction], examples: S
     first_metric = replace(task, metrics=task.metrics[:1])
     with open(path, "w", encoding="utf-8") as file:
         for prediction, example in zip(predictions, examples):
-            row: dict[str, Any] = {
-                "where": example.where,
-                "prompt": example.prompt,
-                "prediction": prediction.text,
-                "references": list(example.references),
-            }
+            row = answered_row(example, prediction)
             if example.label is not None:
                 row["correct"] = prediction.label == example.label
             else:
                 row["score"] = score(first_metric, [prediction], [example])[task.metrics[0]]
-            if prediction.scores:
-                row["scores"] = list(prediction.scores)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

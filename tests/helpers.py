@@ -30,6 +30,17 @@ def make_reviews(count: int, seed: int) -> list[dict[str, str]]:
     return reviews
 
 
+# A fine-tuning recipe's fields for them, in words that their tokenizer knows: the positions are few.
+SENTIMENT = {
+    "label_field": "verdict",
+    "label_map": {"fresh": "positive", "rotten": "negative"},
+    "prompt": "{text} The film was",
+    "label_words": {"negative": " dull", "positive": " funny"},
+    "group_by": "film",
+    "test_fraction": 0.25,
+}
+
+
 def write_jsonl(path: Path, rows: list[dict]) -> Path:
     """Write rows, one JSON object a line."""
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

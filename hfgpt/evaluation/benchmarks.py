@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.readers import SourceConfig
 from ..tasks.base import ChoiceTask, RowError, Task, TextTask, label_name, text_of, value_of
-from ..tasks.rows import FieldMap, lookup
+from ..tasks.rows import FieldMap, is_utf8, lookup
 from ..tasks.sentiment import SENTIMENT
 from .protocol import LastWordTask, PartialTask
 
@@ -268,18 +268,8 @@ def _with_polarity(text: str) -> Callable[[Row], dict[str, Any]]:
 
 def _check_utf8(values: Row) -> None:
     for name, value in values.items():
-        try:
-            "".join(_texts(value)).encode()
-        except UnicodeEncodeError:
-            raise RowError(f"field `{name}` is not valid UTF-8") from None
-
-
-def _texts(value: Any) -> list[str]:
-    """All texts that a field holds."""
-    if isinstance(value, str):
-        return [value]
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
-    return [text for part in parts for text in _texts(part)]
+        if not is_utf8(value):
+            raise RowError(f"field `{name}` is not valid UTF-8")
 
 
 def _list_of(row: Row, name: str) -> list[Any]:

@@ -39,7 +39,7 @@ from ..training.finetune import (
     make_trainer,
     set_defaults,
 )
-from ..training.recipe import file_states
+from ..training.recipe import TRAINING_FIELDS, file_states
 from ..training.task_rows import EncodedExamples, RowReader, Rows
 
 
@@ -47,11 +47,9 @@ RUNS_FILE, RESULT_FILE, PLOT_FILE = "curve.jsonl", "curve.json", "curve.png"
 STARTS = ("pretrained", "random")
 # Of a run on few labels, whose epochs would be over before anything is learnt.
 MIN_STEPS = 100
-# What a run's outcome depends on, beside the recipe's task and data.
-TRAINING_FIELDS = (
-    "learning_rate", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "world_size", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "optim",
-    "muon", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor", "bf16", "fp16", "train_sampling_strategy",
+# What a run's outcome depends on, beside the recipe's task and data, and its own seed.
+SETTINGS = (
+    *TRAINING_FIELDS, "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "bf16", "fp16",
 )  # fmt: skip
 # What it does not depend on: the curve has its own.
 OTHER_FIELDS = ("random_start", "compare_random_start", "early_stopping_patience", "max_eval_rows")
@@ -287,7 +285,7 @@ def _pick(rows: EncodedExamples, indices: Sequence[int]) -> EncodedExamples:
 def _settings(config: FinetuneConfig, args: FinetuningArguments, min_steps: int) -> str:
     """A hash of all that the outcome of a run depends on, beside its start, labels and seed."""
     recipe = {key: value for key, value in dataclasses.asdict(config).items() if key not in OTHER_FIELDS}
-    training = {name: str(getattr(args, name)) for name in TRAINING_FIELDS}
+    training = {name: str(getattr(args, name)) for name in SETTINGS}
     # Trained anew in the same folder a model is another one, and so is a file that was replaced.
     folder = Path(config.model_name_or_path)
     model = [f"{glob.escape(str(folder))}/*.{ending}" for ending in ("safetensors", "bin", "json")]

@@ -44,8 +44,8 @@ def make_block_mask(
 
     Returns:
         Booleans (batch or 1, blocks, 1, block, 2 * block), true where a query sees a key. One that would see none,
-        as in padding on the left, sees itself: some kernels make NaN of a query without keys, which a mean over tokens
-        would carry into every other.
+        as in padding on the left, sees itself: kernels differ in what they make of a query without keys, and with cuDNN's
+        training has gone wrong.
     """
     block = block_size(sliding_window)
     blocks = -(-query_length // block)

@@ -900,12 +900,10 @@ def find_spans(
 
     def read(batch: list[_Job], outputs: Any) -> None:
         starts, ends = outputs.start_logits.float().cpu(), outputs.end_logits.float().cpu()
+        scores = [(starts[row] + ends[row])[list(places[job.index])].tolist() for row, job in enumerate(batch)]
+        check_numbers(scores, [examples[job.index].where for job in batch])
         for row, job in enumerate(batch):
             place = places[job.index]
-            if place:
-                first, last = min(place), max(place) + 1
-                scores = (starts[row, first:last] + ends[row, first:last]).tolist()
-                check_numbers([scores], [examples[job.index].where])
             span = _best_span(starts[row], ends[row], sorted(place), max_answer_tokens)
             if span is not None:
                 characters = slice(place[span[0]][0], place[span[1]][1])

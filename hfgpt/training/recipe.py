@@ -18,10 +18,11 @@ WITHOUT_EFFECT = (
     "task_overrides", "attn_implementation", "compare_random_start", "max_bad_rows", "test_path", "test_split",
     "max_test_rows",
 )  # fmt: skip
+# What of the arguments they do depend on, beside the seeds and what says how large a batch is.
 TRAINING_FIELDS = (
     "learning_rate", "num_train_epochs", "max_steps", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon",
     "max_grad_norm", "optim", "muon", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
-    "label_smoothing_factor", "train_sampling_strategy", "seed", "data_seed",
+    "label_smoothing_factor", "train_sampling_strategy",
 )  # fmt: skip
 
 
@@ -39,7 +40,7 @@ def recipe_of(
     found = {name: value for name, value in vars(config).items() if name not in WITHOUT_EFFECT}
     if Path(config.model_name_or_path).is_dir():
         found["model_name_or_path"] = str(Path(config.model_name_or_path).resolve())
-    found.update({name: getattr(args, name) for name in TRAINING_FIELDS})
+    found.update({name: getattr(args, name) for name in (*TRAINING_FIELDS, "seed", "data_seed")})
     # In all processes, of which a run may go on with others.
     found["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     found["task"] = dataclasses.asdict(record)

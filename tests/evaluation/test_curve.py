@@ -5,6 +5,7 @@ import math
 from collections import Counter
 
 import pytest
+from helpers import SENTIMENT
 
 from hfgpt.evaluation import curve as module
 from hfgpt.evaluation.curve import curve, draw, draw_curve, optimizer_steps, summary
@@ -14,13 +15,7 @@ from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments
 def recipe(model, reviews_file, **fields):
     values = {
         "train_path": str(reviews_file),
-        "label_field": "verdict",
-        "label_map": {"fresh": "positive", "rotten": "negative"},
-        # Words this tokenizer knows: the positions are few.
-        "prompt": "{text} The film was",
-        "label_words": {"negative": " dull", "positive": " funny"},
-        "group_by": "film",
-        "test_fraction": 0.25,
+        **SENTIMENT,
         **fields,
     }
     return FinetuneConfig(str(model), **values)

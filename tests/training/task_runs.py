@@ -1,17 +1,11 @@
 """Fine-tuning recipes of a few steps."""
 
+from helpers import SENTIMENT
+
 from hfgpt.training.arguments import FinetuneConfig, FinetuningArguments
 from hfgpt.training.finetune import finetune
 
 
-SENTIMENT = {
-    "label_field": "verdict",
-    "label_map": {"fresh": "positive", "rotten": "negative"},
-    "prompt": "{text} The film was",
-    "label_words": {"negative": " dull", "positive": " funny"},
-    "group_by": "film",
-    "test_fraction": 0.25,
-}
 QUESTIONS = {
     "task": "qa",
     "fields": {"answer": "answers.text"},

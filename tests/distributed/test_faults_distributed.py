@@ -100,7 +100,7 @@ def test_a_process_that_dies_ends_the_others_and_the_same_command_resumes(go, ra
             partial(at_call, "transformers.modeling_utils.safe_save_file", [2], "full", [0]), marks=pytest.mark.slow
         ),
         partial(at_call, "transformers.Trainer._save_rng_state", [2], "full", [1]),
-        partial(disk_full_for, "hfgpt.training.checkpoints.hash_file", "checkpoint-8", [1]),
+        partial(disk_full_for, "hfgpt.manifest.hash_file", "checkpoint-8", [1]),
         pytest.param(partial(at_call, "hfgpt.training.checkpoints.publish", [2], "full", [0]), marks=pytest.mark.slow),
     ],
     ids=["weights", "random state", "hashes", "name"],

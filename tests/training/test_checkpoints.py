@@ -89,7 +89,7 @@ def test_a_file_that_cannot_be_read_is_damage(run_dir, monkeypatch):
     def failing(path, sync=False):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("hfgpt.training.checkpoints.hash_file", failing)
+    monkeypatch.setattr("hfgpt.manifest.hash_file", failing)
     assert "cannot be read: [Errno 5]" in why_incomplete(run_dir / "checkpoint-12")
 
 

@@ -6,7 +6,7 @@ WORKERS ?= auto
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-slow lint format clean
+.PHONY: help install demo test test-slow lint format docs docs-serve clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -45,6 +45,12 @@ lint: $(VENV)/.installed-dev  ## ruff, mypy, and which folder may import which
 format: $(VENV)/.installed-dev  ## format and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed-dev  ## the documentation, in out/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.installed-dev  ## the documentation at http://127.0.0.1:8000, built anew at every change
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 clean:  ## remove .venv and everything the demo made
 	rm -rf $(VENV) out

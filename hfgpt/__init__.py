@@ -1,40 +1,27 @@
 """hfgpt: GPT-3 as published, runnable in the Hugging Face ecosystem.
 
-Importing it registers `gpt3` with transformers' Auto classes and does nothing else.
+Importing it registers `gpt3` with transformers' Auto classes and does nothing else: at once if transformers is loaded,
+else as soon as it is. The names below load torch and transformers when they are first used.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    AutoTokenizer,
-    GPT2Tokenizer,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from .model import (
-    PRESETS,
-    GPT3Config,
-    GPT3ForCausalLM,
-    GPT3ForQuestionAnswering,
-    GPT3ForSequenceClassification,
-    GPT3ForTokenClassification,
-    GPT3Model,
-    GPT3PreTrainedModel,
-)
+from .registration import register_with_transformers
 from .version import __version__
 
 
-AutoConfig.register("gpt3", GPT3Config, exist_ok=True)
-AutoModel.register(GPT3Config, GPT3Model, exist_ok=True)
-AutoModelForCausalLM.register(GPT3Config, GPT3ForCausalLM, exist_ok=True)
-AutoModelForQuestionAnswering.register(GPT3Config, GPT3ForQuestionAnswering, exist_ok=True)
-AutoModelForSequenceClassification.register(GPT3Config, GPT3ForSequenceClassification, exist_ok=True)
-AutoModelForTokenClassification.register(GPT3Config, GPT3ForTokenClassification, exist_ok=True)
-# For a folder whose files name no tokenizer class: GPT-3's vocabulary is GPT-2's.
-AutoTokenizer.register(GPT3Config, GPT2Tokenizer, exist_ok=True)
+if TYPE_CHECKING:
+    from .model import (
+        PRESETS,
+        GPT3Config,
+        GPT3ForCausalLM,
+        GPT3ForQuestionAnswering,
+        GPT3ForSequenceClassification,
+        GPT3ForTokenClassification,
+        GPT3Model,
+        GPT3PreTrainedModel,
+    )
 
 __all__ = [
     "PRESETS",
@@ -47,3 +34,18 @@ __all__ = [
     "GPT3PreTrainedModel",
     "__version__",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(".model", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_with_transformers()

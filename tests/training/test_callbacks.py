@@ -12,7 +12,7 @@ import torch
 from callback_runs import LENGTH, PROMPTS, ReportingTrainer, make_tokenizer, make_trainer, weights
 from helpers import run
 from matplotlib.figure import Figure
-from transformers import PrinterCallback, ProgressCallback, TrainerState
+from transformers import TrainerState
 
 from hfgpt.training import callbacks
 from hfgpt.training.callbacks import (
@@ -46,8 +46,8 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(callbacks, "time", Clock())
-    return callbacks.time
+    monkeypatch.setattr(callbacks.throughput, "time", Clock())
+    return callbacks.throughput.time
 
 
 def steps(callback, progress, clock, *sizes, seconds=1.0):
@@ -243,10 +243,10 @@ def test_numbers_for_people():
 
 
 @pytest.mark.parametrize("disable_tqdm", [True, False])
-def test_the_terminal_in_place_of_dictionaries(tmp_path, capsys, disable_tqdm):
+def test_the_terminal_in_place_of_dictionaries(tmp_path, capsys, monkeypatch, disable_tqdm):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     trainer = make_trainer(tmp_path, [ThroughputCallback(2 * LENGTH)], disable_tqdm=disable_tqdm)
-    trainer.remove_callback(PrinterCallback if disable_tqdm else ProgressCallback)
-    trainer.add_callback(TerminalCallback())
+    TerminalCallback().replace_in(trainer)
     trainer.train()
     out, err = capsys.readouterr()
     lines = out.splitlines()
@@ -383,7 +383,7 @@ def test_all_arrives_in_trackio_without_a_network(tmp_path):
 
 
 def test_a_missing_package_is_named_before_training(monkeypatch):
-    monkeypatch.setattr(callbacks, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks.reporters, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"`report_to: trackio` needs trackio: pip install 'hfgpt\[report\]'"):
         require_reporters(["trackio"])
     require_reporters(["none"])

@@ -1,0 +1,265 @@
+"""A watch on a run: steps that are not finite, and losses that jump."""
+
+import json
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate.state import AcceleratorState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .common import disk_may_be_full, finite_number, logger
+
+
+EVENTS_FILE = "loss_events.jsonl"
+MIN_VALUES = 20  # of a metric, before a jump can be told from noise
+MAD_TO_DEVIATION = 1.4826  # of a normal distribution
+LEAST_DEVIATION = 0.01  # of the median: on a plateau noise is next to nothing
+
+
+class LossWatchCallback(TrainerCallback):
+    """Sees steps whose gradients are not finite, skips them, and tells of losses that jump; with any Trainer.
+
+    Trainer takes a step whose loss is NaN, which makes every weight NaN, and with `logging_nan_inf_filter`, its default,
+    leaves that loss out of its log. This looks at the gradients of every step, before the optimizer does: one norm, and one
+    number from the device. What it finds is a warning, and a line in `loss_events.jsonl` in the output folder.
+
+    A logged value is a spike where it is above the median of the values before it by `spike_deviations` standard
+    deviations (by their median distance from it, so that spikes do not raise their own bar; at least a percent of the
+    median each). It is a mean over `logging_steps`: log often to see short ones.
+
+    Under DeepSpeed, which takes steps by itself, a step that is not finite is told and not skipped; in fp16, whose scaler
+    skips such steps, and looks for its scale by them, only the log is watched. The Trainers of hfgpt skip by themselves,
+    which is told, too.
+
+    Args:
+        nonfinite: "skip" leaves the weights as they are; "warn" only tells.
+        max_nonfinite_steps: So many in a row end training, without saving.
+        spike: "warn" only tells; "stop" ends training after `max_spikes`.
+        max_spikes: So many spikes in a row end training, with `spike="stop"`.
+        spike_deviations: Standard deviations above the median. Lower finds more.
+        window: Logged values that the median is of.
+        metrics: What to look for spikes in: `loss`, and any other number that is logged and should not jump up.
+
+    Attributes:
+        events: What was found in this run, as in the file: `step`, `event` ("nonfinite", "spike" or "stop"), `metric`,
+            `value` (as text where it is not finite), and of a spike `median` and `limit`.
+        stop_reason: Why it ended training; None where it did not.
+
+    Raises:
+        ValueError: An unknown choice, or a number out of range.
+
+    Example:
+        ```python
+        from hfgpt.training.callbacks import LossWatchCallback
+        trainer.add_callback(LossWatchCallback())
+        trainer.train()
+        ```
+    """
+
+    def __init__(
+        self,
+        nonfinite: Literal["skip", "warn"] = "skip",
+        max_nonfinite_steps: int = 10,
+        spike: Literal["warn", "stop"] = "warn",
+        max_spikes: int = 3,
+        spike_deviations: float = 6.0,
+        window: int = 100,
+        metrics: Sequence[str] = ("loss",),
+    ):
+        for name, value, known in (("nonfinite", nonfinite, ("skip", "warn")), ("spike", spike, ("warn", "stop"))):
+            if value not in known:
+                raise ValueError(f"`{name}` must be {known[0]!r} or {known[1]!r}, got {value!r}.")
+        for name, number, least in (
+            ("max_nonfinite_steps", max_nonfinite_steps, 1),
+            ("max_spikes", max_spikes, 1),
+            ("window", window, MIN_VALUES),
+        ):
+            if number < least:
+                raise ValueError(f"`{name}` must be at least {least}, got {number}.")
+        if not spike_deviations > 0:
+            raise ValueError(f"`spike_deviations` must be above 0, got {spike_deviations}.")
+        self.nonfinite, self.max_nonfinite_steps = nonfinite, max_nonfinite_steps
+        self.spike, self.max_spikes, self.spike_deviations, self.window = spike, max_spikes, spike_deviations, window
+        self.metrics = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.stop_reason: str | None = None
+        self.nonfinite_in_a_row = 0
+        self._values = {metric: deque[float](maxlen=self.window) for metric in self.metrics}
+        self._spikes_in_a_row = dict.fromkeys(self.metrics, 0)
+        self._sees_gradients = True
+        self._not_finite: set[str] = set()  # metrics whose last logged value was not
+        self._skipped_by_trainer = 0
+        self._last_nonfinite_step = 0
+        self._logged_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start anew; of a resumed run with what it has logged before."""
+        self._reset()
+        for entry in state.log_history:
+            for metric, values in self._values.items():
+                if finite_number(entry.get(metric)):
+                    values.append(entry[metric])
+            self._skipped_by_trainer = max(self._skipped_by_trainer, entry.get("nonfinite_steps", 0))
+        self._sees_gradients = AcceleratorState().mixed_precision != "fp16"
+        if not self._sees_gradients and args.logging_nan_inf_filter and state.is_world_process_zero:
+            logger.warning(
+                "LossWatchCallback sees only the log in fp16, and `logging_nan_inf_filter` hides losses there that are not "
+                "finite: set it to False."
+            )
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> Any:
+        """Look at the gradients of a step."""
+        if not self._sees_gradients:
+            return
+        norm, gradients = _norm_of_gradients(kwargs["model"], kwargs.get("optimizer"))
+        if norm is None:
+            return
+        if math.isfinite(norm):
+            self.nonfinite_in_a_row = 0
+            return
+        step = state.global_step + 1
+        self.nonfinite_in_a_row += 1
+        self._last_nonfinite_step = step
+        skipped = self.nonfinite == "skip" and bool(gradients)
+        if skipped:
+            kwargs["model"].zero_grad(set_to_none=True)
+        if not gradients:
+            words = "DeepSpeed has dealt with it"
+        else:
+            words = "Skipped" if skipped else "Taken all the same (`nonfinite`)"
+        what = f"Step {step:,}: the loss or the gradients are not finite (gradient norm {norm})"
+        self._tell(args, state, f"{what}. {words}.", step, event="nonfinite", metric="grad_norm", value=norm)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Any:
+        """End training where steps have failed too often."""
+        if self.nonfinite_in_a_row >= self.max_nonfinite_steps:
+            reason = (
+                f"The loss or the gradients were not finite in {self.nonfinite_in_a_row} steps in a row, the last being "
+                f"{state.global_step:,} (`max_nonfinite_steps`). Look at the data and the learning rate"
+            )
+            self._stop(args, state, control, reason)
+            control.should_save = False
+        return control
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Look at what is logged."""
+        logs = logs or {}
+        step = state.global_step
+        skipped = logs.get("nonfinite_steps", 0)
+        if isinstance(skipped, int) and skipped > self._skipped_by_trainer:  # counted by hfgpt's own Trainers
+            self._tell(
+                args, state, None, step, event="nonfinite", metric="nonfinite_steps",
+                value=skipped - self._skipped_by_trainer,
+            )  # fmt: skip
+            self._skipped_by_trainer = skipped
+        for metric in dict.fromkeys((*self.metrics, "loss", "grad_norm")):
+            value = logs.get(metric)
+            if not isinstance(value, (int, float)):
+                continue
+            if not math.isfinite(value):
+                self._not_finite_in_log(args, state, metric, value)
+            else:
+                self._not_finite.discard(metric)
+                if metric in self._values:
+                    self._look_for_spike(args, state, control, metric, value)
+        if "loss" in logs:
+            self._logged_step = step
+        return control
+
+    def _not_finite_in_log(self, args: TrainingArguments, state: TrainerState, metric: str, value: float) -> None:
+        # Trainer's sum of losses stays NaN for good once a step was; and a step that was seen was told.
+        known = metric in self._not_finite or self._last_nonfinite_step > self._logged_step
+        self._not_finite.add(metric)
+        if not known:
+            words = f"Step {state.global_step:,}: the logged `{metric}` is not finite ({value})."
+            self._tell(args, state, words, state.global_step, event="nonfinite", metric=metric, value=value)
+
+    def _look_for_spike(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric: str, value: float
+    ) -> None:
+        values = self._values[metric]
+        limit = spike_limit(values, self.spike_deviations) if len(values) >= MIN_VALUES else math.inf
+        if value > limit:
+            median = statistics.median(values)
+            self._spikes_in_a_row[metric] += 1
+            words = (
+                f"Step {state.global_step:,}: `{metric}` jumped to {value:.4g}, from a median of {median:.4g} over the last "
+                f"{len(values)} lines."
+            )
+            self._tell(
+                args, state, words, state.global_step, event="spike", metric=metric, value=value, median=median,
+                limit=limit,
+            )  # fmt: skip
+            if self.spike == "stop" and self._spikes_in_a_row[metric] >= self.max_spikes:
+                count = self._spikes_in_a_row[metric]
+                reason = f"`{metric}` was far above its median in {count} log lines in a row (`max_spikes`)"
+                self._stop(args, state, control, reason)
+        else:
+            self._spikes_in_a_row[metric] = 0
+        values.append(value)
+
+    def _stop(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, reason: str) -> None:
+        control.should_training_stop = True
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            words = f"Training ends at step {state.global_step:,}: {reason}."
+            self._tell(args, state, words, state.global_step, event="stop", reason=reason)
+
+    def _tell(self, args: TrainingArguments, state: TrainerState, words: str | None, step: int, **event: Any) -> None:
+        """One event: a warning, and a line of the file, by the first process."""
+        values = {
+            name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in event.items()
+        }
+        self.events.append({"step": step, **values})
+        if not state.is_world_process_zero:
+            return
+        if words is not None:
+            logger.warning(words)
+        with disk_may_be_full("loss events"):
+            file = Path(args.output_dir) / EVENTS_FILE
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(self.events[-1], ensure_ascii=False) + "\n")
+
+
+def spike_limit(values: Sequence[float], deviations: float) -> float:
+    """The value above which the next one is a spike: robust standard deviations above the median of `values`."""
+    median = statistics.median(values)
+    distance = statistics.median(abs(value - median) for value in values)
+    return median + deviations * max(MAD_TO_DEVIATION * distance, LEAST_DEVIATION * abs(median))
+
+
+def _norm_of_gradients(model: Any, optimizer: Any) -> tuple[float | None, list[torch.Tensor]]:
+    """The norm of a step's gradients over all processes, and the gradients; None where it is not known.
+
+    All processes of a sharded model must ask together; elsewhere each has the same gradients.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    if not gradients:  # DeepSpeed's optimizer knows
+        norm = getattr(getattr(optimizer, "optimizer", None), "_global_grad_norm", None)
+        return (None if norm is None else float(norm)), []
+    with torch.no_grad():
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if hasattr(norm, "full_tensor"):
+            norm = norm.full_tensor()
+    return float(norm), gradients

@@ -738,7 +738,7 @@ def generate_texts(
                 attention_mask=mask.to(model.device),
                 generation_config=config,
                 logits_processor=LogitsProcessorList([first]),
-                stopping_criteria=StoppingCriteriaList([_StopTexts(tokenizer, stop, width)] if stop else []),
+                stopping_criteria=StoppingCriteriaList([StopTexts(tokenizer, stop, width)] if stop else []),
                 synced_gpus=synced_gpus and _is_distributed(),
             )
         named = [places[job.index] if places else f"prompt {job.index}" for job in batch]
@@ -791,7 +791,7 @@ class _FirstScores(LogitsProcessor):
         return scores
 
 
-class _StopTexts(StoppingCriteria):
+class StopTexts(StoppingCriteria):
     """Ends a row when its new text holds one of some texts.
 
     By what the tokens read together: a Korean syllable may take three of them. transformers' own looks for the text in

@@ -92,8 +92,8 @@ GPUS: dict[str, GPU] = {
 WITHOUT_BF16 = ("v100-32",)  # their operations are float16's
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 operations a second of a device named by `torch.cuda.get_device_name()`; None where unknown.
+def find_gpu(device_name: str) -> GPU | None:
+    """What is known of a device named by `torch.cuda.get_device_name()`; None where nothing is.
 
     Of the GPUs all of whose words are in the name, the one with the most: "NVIDIA H100 PCIe" is not the H100 of a server.
     """
@@ -101,7 +101,13 @@ def peak_flops(device_name: str) -> float | None:
     if "laptop" in words:  # other chips under the same names
         return None
     found = [gpu for gpu in GPUS.values() if {word.lower() for word in gpu.device_words} <= words]
-    return max(found, key=lambda gpu: len(gpu.device_words)).peak_flops_bf16 if found else None
+    return max(found, key=lambda gpu: len(gpu.device_words)) if found else None
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 operations a second of a device named by `torch.cuda.get_device_name()`; None where unknown."""
+    gpu = find_gpu(device_name)
+    return gpu.peak_flops_bf16 if gpu else None
 
 
 def count_parameters(config: GPT3Config, tensor_parallel: int = 1) -> int:

@@ -31,6 +31,22 @@ def add(commands: Any) -> None:
         action="store_true",
         help="also the model's code: it then loads with trust_remote_code=True where hfgpt is not installed",
     )
+    push.add_argument(
+        "--base-model",
+        metavar="OWNER/NAME",
+        help="an adapter's base model on the Hub (default: as the adapter says, or where its folder was pushed to)",
+    )
+    push.add_argument("--license", metavar="ID", help="of the weights, for the card, such as apache-2.0")
+    push.add_argument(
+        "--carbon-intensity",
+        type=float,
+        metavar="GRAMS",
+        help="of CO2 equivalent a kWh of the electricity used, for the card's estimate (default: 475, about the world's)",
+    )
+    push.add_argument("--max-shard-size", metavar="SIZE", help="largest file of weights (default: 5GB)")
+    push.add_argument(
+        "--overwrite", action="store_true", help="replace another model of that name, or a card written by hand"
+    )
     push.add_argument("--message", metavar="TEXT", help="of the commit")
     push.add_argument("--json", action="store_true", help="print what was uploaded as JSON")
     push.set_defaults(run=_push)
@@ -44,6 +60,7 @@ def add(commands: Any) -> None:
     )
     pull.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the Hub")
     pull.add_argument("output", metavar="DIR", nargs="?", help="folder to write (default: NAME)")
+    pull.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
     pull.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
     pull.add_argument("--json", action="store_true", help="print what was downloaded as JSON")
     pull.set_defaults(run=_pull)
@@ -52,6 +69,7 @@ def add(commands: Any) -> None:
 def _push(arguments: argparse.Namespace) -> None:
     from ..hub import push
 
+    _hide_bars()
     private = True if arguments.private else False if arguments.public else None
     with redirect_stdout(sys.stderr):
         done = push(
@@ -61,7 +79,15 @@ def _push(arguments: argparse.Namespace) -> None:
             revision=arguments.revision,
             adapter_only=arguments.adapter_only,
             with_code=arguments.with_code,
+            base_model=arguments.base_model,
+            license=arguments.license,
+            overwrite=arguments.overwrite,
             message=arguments.message,
+            **{
+                name: getattr(arguments, name)
+                for name in ("carbon_intensity", "max_shard_size")
+                if getattr(arguments, name) is not None
+            },
         )
     _show(done, arguments.json)
 
@@ -69,9 +95,18 @@ def _push(arguments: argparse.Namespace) -> None:
 def _pull(arguments: argparse.Namespace) -> None:
     from ..hub import pull
 
+    _hide_bars()
+    output = arguments.output or arguments.repo_id.rpartition("/")[2]
     with redirect_stdout(sys.stderr):
-        done = pull(arguments.repo_id, arguments.output, revision=arguments.revision)
+        done = pull(arguments.repo_id, output, revision=arguments.revision, overwrite=arguments.overwrite)
     _show(done, arguments.json)
+
+
+def _hide_bars() -> None:
+    if not sys.stderr.isatty():
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
 
 
 def _show(done: Any, as_json: bool) -> None:

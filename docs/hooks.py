@@ -144,7 +144,7 @@ def fields_table(path: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('|', chr(92) + '|')}`"
+    return f"`{text}`"
 
 
 def _cell(text: str) -> str:
@@ -183,13 +183,15 @@ def _commands(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
                 yield f"{'#' * level} `{sub.prog}`"
                 yield _cell((sub.description or told.get(name) or "") % {"prog": sub.prog})
                 yield f"```text\n{sub.format_usage().strip()}\n```"
+                tables: dict[str, list[str]] = {}
                 for group in sub._action_groups:
-                    shown = [a for a in group._group_actions if a.help != argparse.SUPPRESS and a.dest != "help"]
-                    shown = [a for a in shown if not isinstance(a, argparse._SubParsersAction)]
-                    if shown:
-                        if group.title not in ("positional arguments", "options", "optional arguments"):
-                            yield f"**{group.title}**"
-                        yield "\n".join(["| | |", "|-|-|", *map(_option, shown)])
+                    title = "" if group.title in ("positional arguments", "options") else str(group.title)
+                    for option in group._group_actions:
+                        hidden = option.help == argparse.SUPPRESS or isinstance(option, argparse._SubParsersAction)
+                        if not hidden and option.dest != "help":
+                            tables.setdefault(title, []).append(_option(option))
+                for title, rows in tables.items():
+                    yield "\n".join([f"| {_cell(title)} | |", "|-|-|", *rows])
                 yield from _commands(sub, level + 1)
 
 
@@ -237,20 +239,7 @@ def includes() -> dict[str, str]:
 def module_entry(module: str) -> str:
     """What mkdocstrings makes a module's section of: what the module itself defines."""
     tree, _ = _tree(module)
-    own = [
-        name
-        for node in tree.body
-        for name in (
-            [node.name]
-            if isinstance(node, (ast.ClassDef, ast.FunctionDef))
-            else [getattr(target, "id", "_") for target in node.targets]
-            if isinstance(node, ast.Assign)
-            else [getattr(node.target, "id", "_")]
-            if isinstance(node, ast.AnnAssign)
-            else []
-        )
-        if not name.startswith("_")
-    ]
+    own = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != "_"]
     return f"::: {module}\n    options:\n      members: [{', '.join(own)}]"
 
 

@@ -224,7 +224,9 @@ def _check_writes(name: str | Path) -> None:
         try:
             if (Path(name) / ADAPTER_CONFIG_FILE).is_file():
                 kind = _read_json(Path(name) / ADAPTER_CONFIG_FILE).get("task_type")
-                other = {"SEQ_CLS": "classification", "TOKEN_CLS": "classification", "QUESTION_ANS": "span"}.get(kind)
+                other = {"SEQ_CLS": "classification", "TOKEN_CLS": "classification", "QUESTION_ANS": "span"}.get(
+                    str(kind)
+                )
             else:
                 file = cached_file(
                     str(name), "config.json", _raise_exceptions_for_missing_entries=False,
@@ -548,7 +550,10 @@ def _shown(tokenizer: PreTrainedTokenizerBase, context: list[int], pending: list
     text = decoder.add(token_id)
     if text and UNFINISHED not in text + decoder.end():
         return text
-    return token_bytes(tokenizer, token_id)
+    # It breaks the character off, or is a part of one.
+    alone = TextDecoder(tokenizer, skip_special_tokens=False)
+    text = alone.add(token_id)
+    return text if text and UNFINISHED not in text + alone.end() else token_bytes(tokenizer, token_id)
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:

@@ -33,6 +33,7 @@ import secrets
 import shutil
 import socket
 import struct
+import sys
 import tempfile
 import threading
 import time
@@ -189,7 +190,7 @@ def _is_binary(sample: bytes) -> bool:
     return False
 
 
-def metadata_problems(content: str, repo_type: str = "model") -> tuple[list[str], list[str]]:
+def metadata_problems(content: str) -> tuple[list[str], list[str]]:
     """Errors and warnings about the YAML block at the head of a README.md, in the Hub's manner.
 
     Without PyYAML nothing is found. Of the Hub's checks these are the ones that cards of trained models meet.
@@ -208,7 +209,6 @@ def metadata_problems(content: str, repo_type: str = "model") -> tuple[list[str]
     if not isinstance(card, dict):
         return ["YAML Metadata Error: the metadata must be an object"], []
     errors: list[str] = []
-    warnings: list[str] = []
 
     def texts(name: str, *, pattern: str | None = None, only: bool = False) -> list[str]:
         value = card.get(name)
@@ -231,8 +231,6 @@ def metadata_problems(content: str, repo_type: str = "model") -> tuple[list[str]
     texts("base_model", pattern=r"[\w.-]+(?:/[\w.-]+)?")
     texts("datasets", pattern=r"[\w.-]+(?:/[\w.-]+)?")
     texts("metrics")
-    if "license" not in card and repo_type == "model":
-        warnings.append("no license in the repo card")
     emissions = card.get("co2_eq_emissions")
     if isinstance(emissions, dict):
         if not isinstance(emissions.get("emissions"), int | float):
@@ -246,7 +244,7 @@ def metadata_problems(content: str, repo_type: str = "model") -> tuple[list[str]
         errors.append('"co2_eq_emissions" must be a number or an object')
     if "model-index" in card:
         errors += _model_index_problems(card["model-index"])
-    return errors, warnings
+    return errors, []
 
 
 def _model_index_problems(index: Any) -> list[str]:
@@ -664,7 +662,13 @@ class HubServer:
         """Have this process's huggingface_hub, and what stands on it, use this server.
 
         The library reads its settings when it is imported, so they are set on its modules, and set back at the end.
-        Without `sleep` the client's pauses before it tries again are skipped.
+        For transformers and peft that is enough, if they are imported before; datasets needs a process of its own. The
+        environment variables are those of `environment` too, so that processes started meanwhile use the server.
+
+        Args:
+            token: as of `environment`.
+            home: as of `environment`; also what transformers keeps of a repository's code.
+            sleep: wait before trying again as the client does, rather than at once.
         """
         from huggingface_hub import constants, file_download, hf_api
         from huggingface_hub.utils import _http
@@ -687,25 +691,31 @@ class HubServer:
         ]
         if not sleep:
             changes += [(module, "time", _Sleepless()) for module in (_http, file_download)]
+        for module in map(sys.modules.get, ("transformers.utils.hub", "transformers.dynamic_module_utils")):
+            if hasattr(module, "HF_MODULES_CACHE"):
+                changes.append((module, "HF_MODULES_CACHE", str(home / "modules")))
+            if hasattr(module, "_hf_api"):  # transformers' client, made at the first use
+                changes.append((module, "_hf_api", None))
         before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
-        variables = {"HF_TOKEN": token, "HUGGING_FACE_HUB_TOKEN": None, "NO_PROXY": "127.0.0.1"}
-        kept = {name: os.environ.get(name) for name in variables}
+        kept = dict(os.environ)
+        variables = self.environment(token, home=home)
 
-        def set_variables(values: dict[str, str | None]) -> None:
-            for name, value in values.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+        def set_variables(values: dict[str, str]) -> None:
+            for name in set(os.environ) - set(values):
+                del os.environ[name]
+            os.environ.update(values)
 
         try:
             for owner, name, value in changes:
                 setattr(owner, name, value)
             set_variables(variables)
+            _http.close_session()
             yield
         finally:
             for owner, name, value in before:
                 setattr(owner, name, value)
             set_variables(kept)
+            _http.close_session()
 
     def fail_next(
         self,
@@ -950,7 +960,7 @@ class HubServer:
         return _json({})
 
     def _validate_yaml(self, user: _User | None, body: dict[str, Any]) -> _Answer:
-        errors, warnings = metadata_problems(body["content"], body.get("repoType") or "model")
+        errors, warnings = metadata_problems(body["content"])
         answer = {
             "errors": [{"message": text} for text in errors],
             "warnings": [{"message": text} for text in warnings],
@@ -1386,6 +1396,8 @@ class HubServer:
         body = json.loads(call.body())
         plural, name = query["repo"].split("/", 1)
         repo = self._repository(plural.removesuffix("s"), name)
+        if repo.object(query["oid"]).is_file():
+            return _json({})  # asked again: the first answer was lost
         numbers = range(1, int(query["parts"]) + 1)
         paths = [repo.folder / "incoming" / f"{query['upload']}.{number}" for number in numbers]
         told = {part["partNumber"]: part["etag"].strip('"') for part in body["parts"]}
@@ -1457,7 +1469,7 @@ class HubServer:
             if clash := sorted(folders & set(files)):
                 raise Refusal(400, f"{clash[0]} is a file and a folder")
             if "README.md" in files and "lfs" not in files["README.md"]:
-                problems, _ = metadata_problems(repo.text(files, "README.md"), repo.type)
+                problems, _ = metadata_problems(repo.text(files, "README.md"))
                 if problems:
                     raise Refusal(400, "Invalid metadata in README.md: " + "; ".join(problems))
             patterns = repo.lfs_patterns(files)

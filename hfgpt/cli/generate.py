@@ -11,7 +11,8 @@ def add(commands: Any) -> None:
         "generate",
         help="continue a prompt",
         allow_abbrev=False,
-        description="Continue a prompt; text appears as it is generated.",
+        description="Continue a prompt; text appears as it is generated. With --interactive a conversation: at a terminal "
+        "with line editing and commands (/help), through pipes with a message in each line of standard input.",
     )
     generate.add_argument("model", help="folder or Hub name of a model or a LoRA adapter")
     generate.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
@@ -25,15 +26,38 @@ def add(commands: Any) -> None:
     generate.add_argument("--seed", type=int, help="seed of the sampling")
     generate.add_argument("--length-penalty", type=float, metavar="A", help="of beam search; above 0 favours length")
     generate.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repetition")
+    generate.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end before TEXT, where \\n is a new line; repeatable (default with --interactive: the user's next turn)",
+    )
+    generate.add_argument(
+        "--interactive",
+        action="store_true",
+        help="a conversation; sampled with --top-p 0.9 unless told otherwise",
+    )
+    generate.add_argument(
+        "--template",
+        metavar="T",
+        help="how turns become text: qa, qa-ko, dialogue, continue, chat (the tokenizer's own), or a text with {user} and "
+        "{model}, where \\n is a new line (default: chat where the tokenizer has a template, else qa)",
+    )
+    generate.add_argument("--system", metavar="TEXT", help="text before the conversation")
+    generate.add_argument("--context", metavar="FILE", help="file with the text before the conversation")
     generate.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: an accelerator, if there is one)")
-    generate.add_argument("--json", action="store_true", help="print prompt and text as JSON, at the end")
+    generate.add_argument(
+        "--json",
+        action="store_true",
+        help="print prompt and text as JSON, at the end (with --interactive: of each answer)",
+    )
     generate.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from transformers.utils import logging
 
-    from ..generation import generate, load
+    from ..generation import generate, load_writer
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
@@ -45,6 +69,12 @@ def _run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}.")
     if arguments.temperature is not None and arguments.temperature <= 0.0:
         raise ValueError(f"--temperature must be above 0, got {arguments.temperature}; without it nothing is sampled.")
+    if arguments.interactive:
+        _talk(arguments)
+        return
+    for name in ("template", "system", "context"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"--{name} is of a conversation: add --interactive.")
     prompt = arguments.prompt if arguments.prompt is not None else sys.stdin.read().rstrip("\n")
     names = {"beams": "num_beams"}
     options: dict[str, Any] = {
@@ -62,7 +92,7 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     sampled = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     options["do_sample"] = arguments.sample or any(value is not None for value in sampled)
-    model, tokenizer = load(arguments.model, arguments.device)
+    model, tokenizer = load_writer(arguments.model, arguments.device)
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
@@ -76,6 +106,50 @@ def _run(arguments: argparse.Namespace) -> None:
         arguments.max_new_tokens,
         write=None if arguments.json else write,
         seed=arguments.seed,
+        stop=_stop(arguments),
         **options,
     )
     print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if arguments.json else "")
+
+
+def _stop(arguments: argparse.Namespace) -> list[str] | None:
+    return [_unescaped(text) for text in arguments.stop] if arguments.stop is not None else None
+
+
+def _unescaped(text: str) -> str:
+    """What a shell leaves of a text with new lines and tabs."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
+def _talk(arguments: argparse.Namespace) -> None:
+    from ..chat import Conversation, Session, Settings
+    from ..generation import load_writer
+
+    if arguments.system is not None and arguments.context is not None:
+        raise ValueError("Give --system or --context, one of them.")
+    opening = arguments.system or ""
+    if arguments.context is not None:
+        try:
+            with open(arguments.context, encoding="utf-8") as file:
+                opening = file.read()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ValueError(f"--context {arguments.context} cannot be read: {reason}.") from None
+    if arguments.beams not in (None, 1) and (arguments.sample or arguments.temperature or arguments.top_p):
+        raise ValueError("A conversation is sampled or searched by --beams, one of them.")
+    names = {"min_new_tokens": "min_new_tokens", "beams": "num_beams", "length_penalty": "length_penalty"}
+    options = {names[name]: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    given = {
+        name: getattr(arguments, name)
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+        if getattr(arguments, name) is not None
+    }
+    # All words of the likeliest K, where K alone is given.
+    top_p = {} if arguments.top_k is None else {"top_p": 1.0}
+    settings = Settings(options=options, **{**top_p, **given})
+    template = _unescaped(arguments.template) if arguments.template is not None else None
+    model, tokenizer = load_writer(arguments.model, arguments.device)
+    conversation = Conversation(model, tokenizer, template, opening, _stop(arguments), settings)
+    failed = Session(conversation, as_json=arguments.json).run(arguments.prompt)
+    if failed and not sys.stdin.isatty():
+        raise ValueError(f"{failed} of the lines could not be answered: see above.")

@@ -183,9 +183,16 @@ def test_two_processes(tmp_path):
         assert rank["metrics"]["straggler_ratio"] == 1.5  # 3 over the median of 1 and 3
         assert rank["again"]["straggler_ratio"] >= 1.0
         assert "straggler_ratio" not in rank["nothing timed"]
+        # The sums over both, at the log line that ends both: of step 4, whose loss is below the target.
+        assert rank["tokens"] == [2 * 4 * 2 * LENGTH] and rank["stopped at"] == 4
+        assert rank["events"] == [[3, "nonfinite"]] and rank["finite"]
     assert found[0]["metrics"]["peak_host_memory_bytes"] == found[1]["metrics"]["peak_host_memory_bytes"]
     assert done.stderr.count("Process 1 on ") == 1 and "needs 1.50 times as long" in done.stderr
     assert len((tmp_path / "sampled" / "samples.jsonl").read_text().splitlines()) == 2 * len(PROMPTS)
+    assert [path.name for path in (tmp_path / "sampled").glob("checkpoint-*")] == ["checkpoint-8"]
+    assert sorted(path.name for path in (tmp_path / "watched0").iterdir()) == ["live_plot.png", "loss_events.jsonl"]
+    assert not (tmp_path / "watched1").exists()
+    assert done.stderr.count("Step 3: the loss or the gradients are not finite") == 1
 
 
 STATE = TrainerState(global_step=120, max_steps=4800)

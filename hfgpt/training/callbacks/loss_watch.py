@@ -5,6 +5,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,9 +29,9 @@ class LossWatchCallback(TrainerCallback):
     leaves that loss out of its log. This looks at the gradients of every step, before the optimizer does: one norm, and one
     number from the device. What it finds is a warning, and a line in `loss_events.jsonl` in the output folder.
 
-    A logged value is a spike where it is above the median of the values before it by `spike_deviations` standard
-    deviations (by their median distance from it, so that spikes do not raise their own bar; at least a percent of the
-    median each). It is a mean over `logging_steps`: log often to see short ones.
+    A logged value is a spike where it is above the median of the 20 before it by `spike_deviations` standard deviations of
+    the noise between one value and the next (at least a percent of the median each). Trainer's loss is a mean over
+    `logging_steps`: log often to see short ones.
 
     Under DeepSpeed, which takes steps by itself, a step that is not finite is told and not skipped; in fp16, whose scaler
     skips such steps, and looks for its scale by them, only the log is watched. The Trainers of hfgpt skip by themselves,
@@ -42,7 +43,7 @@ class LossWatchCallback(TrainerCallback):
         spike: "warn" only tells; "stop" ends training after `max_spikes`.
         max_spikes: So many spikes in a row end training, with `spike="stop"`.
         spike_deviations: Standard deviations above the median. Lower finds more.
-        window: Logged values that the median is of.
+        window: Logged values that the noise is taken from.
         metrics: What to look for spikes in: `loss`, and any other number that is logged and should not jump up.
 
     Attributes:
@@ -197,13 +198,13 @@ class LossWatchCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metric: str, value: float
     ) -> None:
         values = self._values[metric]
-        limit = spike_limit(values, self.spike_deviations) if len(values) >= MIN_VALUES else math.inf
+        enough = len(values) >= MIN_VALUES
+        median, limit = spike_limit(values, self.spike_deviations) if enough else (math.nan, math.inf)
         if value > limit:
-            median = statistics.median(values)
             self._spikes_in_a_row[metric] += 1
             words = (
-                f"Step {state.global_step:,}: `{metric}` jumped to {value:.4g}, from a median of {median:.4g} over the last "
-                f"{len(values)} lines."
+                f"Step {state.global_step:,}: `{metric}` jumped to {value:.4g}, from a median of {median:.4g} in the "
+                f"{MIN_VALUES} lines before."
             )
             self._tell(
                 args, state, words, state.global_step, event="spike", metric=metric, value=value, median=median,
@@ -242,11 +243,21 @@ class LossWatchCallback(TrainerCallback):
                 stream.write(json.dumps(self.events[-1], ensure_ascii=False) + "\n")
 
 
-def spike_limit(values: Sequence[float], deviations: float) -> float:
-    """The value above which the next one is a spike: robust standard deviations above the median of `values`."""
-    median = statistics.median(values)
-    distance = statistics.median(abs(value - median) for value in values)
-    return median + deviations * max(MAD_TO_DEVIATION * distance, LEAST_DEVIATION * abs(median))
+def spike_limit(values: Sequence[float], deviations: float) -> tuple[float, float]:
+    """Where the next value is expected, and above what it is a spike.
+
+    The level is the median of the last values. The noise is what they differ from one to the next, by the median too, so
+    that neither spikes nor the slope of a falling loss count as noise.
+
+    Args:
+        values: The values before it, `MIN_VALUES` or more.
+        deviations: Standard deviations of the noise.
+    """
+    level = statistics.median(list(values)[-MIN_VALUES:])
+    steps = [after - before for before, after in pairwise(values)]
+    middle = statistics.median(steps)
+    noise = MAD_TO_DEVIATION * statistics.median(abs(step - middle) for step in steps) / math.sqrt(2)
+    return level, level + deviations * max(noise, LEAST_DEVIATION * abs(level))
 
 
 def _norm_of_gradients(model: Any, optimizer: Any) -> tuple[float | None, list[torch.Tensor]]:

@@ -11,6 +11,8 @@ from typing import Any, TypeVar, Union
 
 import yaml
 
+from .shipped import find_file
+
 
 T = TypeVar("T")
 
@@ -31,12 +33,12 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping.
+    """Read a YAML file that holds one mapping; recipes/... means hfgpt's own where it is not in the current folder.
 
     Raises:
         ValueError: The file is missing, is not YAML, or holds something else.
     """
-    path = Path(path)
+    path = find_file(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except OSError as error:

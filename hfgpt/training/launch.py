@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import read_yaml, unknown_key
+from ..shipped import find_file
 
 
 # Fields of a DeepSpeed config that this project takes, with the fields in them where DeepSpeed itself knows no better.
@@ -76,6 +77,7 @@ def check_launch(args: Any) -> None:
     _check_devices(args)
     _check_precision(args)
     if deepspeed:
+        _find_shipped_configs(args)
         _check_deepspeed(args)
     if fsdp:
         _check_fsdp(args)
@@ -257,6 +259,15 @@ def _check_deepspeed(args: Any) -> None:
             f'"autotp_size" in {where} splits the weights, and saving would write none: set '
             '"stage3_gather_16bit_weights_on_model_save": true in its "zero_optimization", whatever the stage.'
         )
+
+
+def _find_shipped_configs(args: Any) -> None:
+    """Let ds_configs/... mean hfgpt's own file where it is not in the current folder, for accelerate and DeepSpeed, too."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    if path is not None:
+        os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"] = str(find_file(path))
+    if isinstance(args.deepspeed, str):
+        args.deepspeed = str(find_file(args.deepspeed))
 
 
 def _find_deepspeed_config(args: Any) -> tuple[dict[str, Any], str]:

@@ -372,7 +372,7 @@ class _Repository:
 
     def lfs_patterns(self, files: dict[str, Any]) -> list[str]:
         lines = (line.split() for line in self.text(files, ".gitattributes").splitlines())
-        return [words[0] for words in lines if "filter=lfs" in words[1:]]
+        return [words[0].replace("[[:space:]]", " ") for words in lines if "filter=lfs" in words[1:]]
 
 
 class _Server(ThreadingHTTPServer):
@@ -1473,7 +1473,7 @@ class HubServer:
                 if problems:
                     raise Refusal(400, "Invalid metadata in README.md: " + "; ".join(problems))
             patterns = repo.lfs_patterns(files)
-            new = [path for path in by_lfs if not any(_matches(pattern, path) for pattern in patterns)]
+            new = [path for path in by_lfs if not any(path == known or _matches(known, path) for known in patterns)]
             if new:
                 text = repo.text(files, ".gitattributes")
                 text += "".join(f"{path.replace(' ', '[[:space:]]')} {LFS_ATTRIBUTES}\n" for path in new)

@@ -210,6 +210,11 @@ def test_commits(server: HubServer, api: HfApi) -> None:
     assert b"vocab.json filter=lfs" in server.read("kim/tiny", ".gitattributes")
     (entry,) = api.get_paths_info("kim/tiny", "vocab.json")
     assert entry.lfs.size == 200
+    for number in range(2):
+        image = b"\0" + bytes([number])
+        api.upload_file(repo_id="kim/tiny", path_or_fileobj=image, path_in_repo="loss of run [1].png")
+    assert server.read("kim/tiny", ".gitattributes").count(b"loss[[:space:]]of[[:space:]]run") == 1
+    assert server.read("kim/tiny", "loss of run [1].png") == b"\0\1"
 
 
 @pytest.mark.parametrize(("token", "status"), [("hf_lee", 404), (False, 401)])

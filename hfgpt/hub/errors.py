@@ -102,6 +102,8 @@ def _explain(error: Exception, repo_id: str, doing: str, token: str | None, revi
         return f"{start}it has no revision {revision!r}: see its branches and tags on {endpoint()}/{repo_id}."
     if isinstance(error, EntryNotFoundError):
         return f"{start}a file is not there: {_short(error)}."
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # the client's words for an upload
+        return _explain(error.__cause__, repo_id, doing, token, revision)
     if not isinstance(error, HfHubHTTPError):
         return None
     status = error.response.status_code if error.response is not None else 0

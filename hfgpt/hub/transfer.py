@@ -21,6 +21,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    ModelCard,
     get_token,
     snapshot_download,
 )
@@ -185,19 +186,21 @@ def push(
     _check_whole(found)
     refuse_tokens(found.folder, found.files, token or get_token())
     api = HfApi(endpoint=endpoint, token=token, library_name="hfgpt", library_version=__version__)
-    options = card.CardOptions(license, carbon_intensity, with_code)
     with hub_errors(repo_id, "push to", token, revision):
         if not (token or get_token()):
             raise LocalTokenNotFoundError
         if "/" not in repo_id:
             repo_id = f"{api.whoami()['name']}/{repo_id}"
         # Before anything is made: what is to be pushed, as far as it can be known.
-        adapter_config = _published_adapter_config(found, base_model, api.endpoint) if found.is_adapter else None
+        adapter_config = published_adapter_config(found, base_model, api.endpoint) if found.is_adapter else None
         present, remote = open_repository(api, repo_id, private, revision)
         notes = _check_name(api, repo_id, revision, found, present, remote["private"], private, overwrite)
+        by_hand, stated = remote_card(api, repo_id, revision)
+        license = license or stated
+        options = card.CardOptions(license, carbon_intensity, with_code)
         with tempfile.TemporaryDirectory(prefix="hfgpt-push-") as scratch:
             files = staged(found, repo_id, options, adapter_config, max_bytes, Path(scratch))
-            if CARD_FILE in files and not overwrite and _card_is_by_hand(api, repo_id, revision, present):
+            if CARD_FILE in files and by_hand and not overwrite:
                 del files[CARD_FILE]
                 notes.append("the card there was written by hand and stays; --overwrite replaces it")
             total = sum(map(_size, files.values()))
@@ -206,7 +209,8 @@ def push(
             )
     if license is None and found.kind in ("model", "adapter"):
         notes.append("the card states no licence: name it with --license, such as apache-2.0")
-    _remember(found.folder, repo_id, api.endpoint)
+    if found.kind == "model":
+        _remember(found.folder, repo_id, api.endpoint)
     return PushResult(repo_id, done.commit_url, done.oid, found.kind, sorted(files), total, remote["private"], notes)
 
 
@@ -273,24 +277,36 @@ def commit(
     present: Iterable[str],
     revision: str | None,
     message: str,
+    gone: Iterable[str] = (),
     **kwargs: Any,
 ) -> Any:
-    """Send files and make one commit of them; what they take the place of goes with it."""
+    """Send files and make one commit of them; what they take the place of goes with it.
+
+    Args:
+        api: The Hub, and who asks.
+        repo_id: "owner/name".
+        files: Names there, with bytes or where they are.
+        present: Names that are there now.
+        revision: Branch.
+        message: Of the commit.
+        gone: Patterns of further files that are not to stay.
+        **kwargs: Of `HfApi.create_commit`.
+    """
     operations: list[CommitOperation] = [
         CommitOperationAdd(name, source if isinstance(source, bytes) else str(source))
         for name, source in files.items()
     ]
-    if CONFIG_FILE in files or ADAPTER_CONFIG_FILE in files:
-        operations += [CommitOperationDelete(name) for name in present if name not in files and is_replaced(name)]
+    patterns = [*gone, *(REPLACED if CONFIG_FILE in files or ADAPTER_CONFIG_FILE in files else ())]
+    operations += [
+        CommitOperationDelete(name)
+        for name in present
+        if name not in files
+        and any(fnmatch(name, pattern) for pattern in patterns if pattern.count("/") == name.count("/"))
+    ]
     with warnings.catch_warnings():
         # That a card states no licence is told in our own words.
         warnings.filterwarnings("ignore", "Warnings while validating metadata")
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision, **kwargs)
-
-
-def is_replaced(name: str) -> bool:
-    """Whether a file of a repository is of the model that was there before."""
-    return any(fnmatch(name, pattern) for pattern in REPLACED)
 
 
 def pull(
@@ -427,7 +443,7 @@ def _problem(checkpoint: Path) -> str | None:
     return f"{changed[0]} is not what was written" if changed else None
 
 
-def _published_adapter_config(found: Contents, base_model: str | None, hub: str) -> dict[str, Any]:
+def published_adapter_config(found: Contents, base_model: str | None, hub: str) -> dict[str, Any]:
     """The adapter's config as others shall read it: its base model by its name on the Hub.
 
     Raises:
@@ -499,14 +515,17 @@ def _check_name(
     return notes
 
 
-def _card_is_by_hand(api: HfApi, repo_id: str, revision: str | None, present: list[str]) -> bool:
-    if CARD_FILE not in present:
-        return False
+def remote_card(api: HfApi, repo_id: str, revision: str | None) -> tuple[bool, str | None]:
+    """Whether a person wrote the repository's card, and the licence that it states."""
     try:
-        path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
+        text = Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8")
     except EntryNotFoundError:
-        return False
-    return card.is_by_hand(Path(path).read_text(encoding="utf-8"))
+        return False, None
+    try:
+        license = ModelCard(text, ignore_metadata_errors=True).data.license
+    except Exception:  # YAML's own, of several classes: it is being replaced, or kept as it is
+        license = None
+    return card.is_by_hand(text), license if isinstance(license, str) else None
 
 
 def _remember(folder: Path, repo_id: str, hub: str) -> None:

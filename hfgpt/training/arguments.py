@@ -116,6 +116,15 @@ class CommonArguments(TrainingArguments):
         default=10, metadata={"help": "Log every so many steps (a share of the run below 1)."}
     )
 
+    resume_from_hub: str | None = field(
+        default=None,
+        metadata={
+            "help": "Repository (owner/name, or owner/name@branch) whose newest checkpoint the run goes on from, unless "
+            "`output_dir` has one as new: of a run with `push_to_hub` and `hub_strategy: checkpoint` (or all_checkpoints), "
+            "or of `hfgpt push OUTPUT_DIR/checkpoint-STEP`. A large one is better pulled before (`hfgpt pull`)."
+        },
+    )
+
     def __post_init__(self) -> None:
         asked = parse_flag_from_env("ACCELERATE_USE_CPU")
         sharded = parse_flag_from_env("ACCELERATE_USE_DEEPSPEED") or parse_flag_from_env("ACCELERATE_USE_FSDP")

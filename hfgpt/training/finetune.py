@@ -25,6 +25,7 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from transformers.utils import logging
 
+from ..hub.card import LOSS_CURVE_FILE
 from ..tasks import KINDS, ChoiceTask, Example, Task, TextTask, get_task, with_changes
 from ..tasks.encoding import CompletionCollator, PackingCollator, PromptCollator
 from ..tasks.metrics import Score, baselines, check_metrics, score, score_with_intervals
@@ -32,9 +33,11 @@ from ..tasks.saved import TaskRecord
 from ..tasks.scoring import Prediction, answered_row
 from .adapters import ADAPTER_CONFIG_FILE, MODEL_CLASSES, TASK_TYPES, add_adapter, load_base, quantization_config
 from .arguments import FinetuneConfig, FinetuningArguments
-from .callbacks import peak_device_memory_bytes, peak_host_memory_bytes
+from .callbacks import LossCurveCallback, peak_device_memory_bytes, peak_host_memory_bytes
 from .checkpoints import find_checkpoint
+from .pushing import fetch_checkpoint
 from .recipe import check_recipe, recipe_of
+from .run_record import RunRecordCallback, finetuning_record
 from .task_rows import EncodedExamples, RowReader, Rows, training_rows
 from .task_trainer import EarlyStopping, TaskTrainer
 
@@ -68,6 +71,7 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
     """
     trainer, rows = prepare(config, args)
     args, task = trainer.args, trainer.record.task
+    fetch_checkpoint(args)
     checkpoint = find_checkpoint(args)
     if checkpoint is not None:
         check_recipe(checkpoint, trainer.recipe)
@@ -89,6 +93,8 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
         metrics["peak_device_memory_bytes"] = peak_device_memory_bytes()
     trainer.log_metrics("all", metrics)
     trainer.save_metrics("all", metrics, combined=False)
+    if args.push_to_hub:
+        trainer.push_saved("End of training")
     return metrics
 
 
@@ -120,6 +126,7 @@ def random_start_scores(
     with _random_start_folder(trainer) as folder:
         other_args = copy.copy(args)
         other_args.output_dir = str(folder)
+        other_args.push_to_hub = False
         if not args.load_best_model_at_end:
             other_args.save_strategy = SaveStrategy.NO
         if trainer.is_world_process_zero():
@@ -466,6 +473,10 @@ def make_trainer(
         data_collator=collator,
         processing_class=tokenizer,
     )
+    trainer.push_when_saved = False
+    trainer.add_callback(LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE))
+    batch_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    trainer.add_callback(RunRecordCallback(finetuning_record(config, args, record.task.name, batch_rows)))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(str(args.metric_for_best_model), config.early_stopping_patience))
     return trainer

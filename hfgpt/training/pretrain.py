@@ -15,12 +15,15 @@ from transformers.utils import logging
 
 from ..data.documents import write_json
 from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read_metadata
+from ..hub.card import LOSS_CURVE_FILE
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
 from .callbacks import LossCurveCallback, SampleCallback, peak_host_memory_bytes, require_reporters
 from .checkpoints import checkpoint_step, find_checkpoint, hash_file
 from .interruption import INTERRUPTED_FILE, Interrupted
 from .launch import tensor_parallel_size
+from .pushing import fetch_checkpoint
+from .run_record import RunRecordCallback, pretraining_record
 from .schedule import BatchSchedule
 from .steps import POSITION_FILE, Position
 from .trainer import PretrainingTrainer
@@ -29,7 +32,6 @@ from .zero import initial_model
 
 logger = logging.get_logger(__name__)
 
-LOSS_CURVE_FILE = "loss_curve.png"
 RESULTS_FILE = "all_results.json"  # Trainer's name
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 15  # those that a killed run's loader workers may need to end
@@ -81,6 +83,7 @@ def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, A
     if args.learning_rate is None:
         args.learning_rate = PRESETS[config.preset].learning_rate
     order = data_order(config, args, metadata)
+    fetch_checkpoint(args)
     checkpoint = find_checkpoint(args)
     position = starting_position(args, checkpoint, sequence_length, order)
     schedule = batch_schedule(args, position)
@@ -147,6 +150,9 @@ def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, A
         position=position,
         callbacks=[LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE)],
     )
+    trainer.push_when_saved = False
+    record = pretraining_record(config, args, metadata, schedule.full_sequences * sequence_length)
+    trainer.add_callback(RunRecordCallback(record))
     if config.sample_prompts:
         trainer.add_callback(
             SampleCallback(tokenizer, config.sample_prompts, max_new_tokens=config.sample_tokens, log=trainer.log)
@@ -181,6 +187,8 @@ def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, A
         metrics["mixture"] = mixture.report(position.sequences_seen + position.sequences_skipped, sequence_length)
     trainer.save_metrics("all", metrics, combined=False)
     trainer.save_state()
+    if args.push_to_hub:
+        trainer.push_saved("End of training")
     return metrics
 
 

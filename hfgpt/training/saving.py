@@ -12,12 +12,12 @@ import torch
 import transformers.trainer
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
-from transformers import Trainer
 from transformers.utils import logging
 
 from . import checkpoints
 from .checkpoints import INCOMPLETE_PREFIX, Fingerprint
 from .processes import quiet_deepspeed
+from .pushing import PushingTrainer
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,7 @@ CONFIGS = ("config.json", "generation_config.json")
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
-class SavingTrainer(Trainer):
+class SavingTrainer(PushingTrainer):
     """Trainer whose checkpoints and models appear whole and verified, or not at all.
 
     A save that fails is told and counted in `failed_saves`, and training goes on: the checkpoints before it are as they
@@ -98,8 +98,8 @@ class SavingTrainer(Trainer):
                         (target / name).parent.mkdir(parents=True, exist_ok=True)
                         (root / name).replace(target / name)
                     remove_replaced(target, names)
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+        if self.args.push_to_hub and self.push_when_saved:
+            self.push_saved("Model save")
 
     @contextmanager
     def _whole_or_nothing(self, root: Path, what: str) -> Iterator[None]:
@@ -153,7 +153,7 @@ class SavingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         expected = self._expected_weights(state_dict) if self.args.should_save else {}
         with self._noting_problems():
-            with self._adapter_alone():
+            with self._adapter_alone(), self._token_apart():
                 super()._save(output_dir, state_dict)
             if self.args.should_save and expected:
                 folder = Path(output_dir or self.args.output_dir)
@@ -161,6 +161,15 @@ class SavingTrainer(Trainer):
                 problem = checkpoints.weights_problem(folder, expected, checkpoints.tied_names(self._unwrapped()))
                 if problem is not None:
                     self._problems.append(problem)
+
+    @contextmanager
+    def _token_apart(self) -> Iterator[None]:
+        """Save the arguments (`training_args.bin`) without the token of the Hub."""
+        token, self.args.hub_token = self.args.hub_token, None
+        try:
+            yield
+        finally:
+            self.args.hub_token = token
 
     @contextmanager
     def _adapter_alone(self) -> Iterator[None]:

@@ -91,6 +91,27 @@ def test_deepspeed_files_are_known_field_by_field(path):
         assert zero["stage3_gather_16bit_weights_on_model_save"] is True
 
 
+@pytest.mark.parametrize("where", ["accelerate", "recipe"])
+def test_hfgpts_own_config_is_found_from_any_folder(where, deepspeed, monkeypatch, tmp_path):
+    """accelerate files name ds_configs/zero3.json, which accelerate and DeepSpeed read later, by the path left to them."""
+    monkeypatch.chdir(tmp_path)
+    deepspeed()
+    args = arguments(deepspeed="ds_configs/zero3.json" if where == "recipe" else None)
+    if where == "recipe":
+        monkeypatch.delenv("ACCELERATE_DEEPSPEED_CONFIG_FILE")
+    else:
+        monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero3.json")
+    check_launch(args)
+    found = args.deepspeed if where == "recipe" else os.environ["ACCELERATE_DEEPSPEED_CONFIG_FILE"]
+    assert Path(found) == ROOT / "ds_configs" / "zero3.json"
+    # The user's own comes first.
+    own = tmp_path / "ds_configs" / "zero3.json"
+    own.parent.mkdir()
+    own.write_text('{"optimizer": {}}')
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", "ds_configs/zero3.json")
+    refused("`optimizer` in ds_configs/zero3.json")
+
+
 def test_the_fields_we_take_are_those_deepspeed_reads():
     """DeepSpeed's config is asked for every name it knows."""
     pytest.importorskip("deepspeed")

@@ -9,11 +9,11 @@ Exit status: 0 done, 1 an unexpected failure, 2 bad input (with one message that
 import argparse
 import sys
 
-from . import convert, evaluate, generate, hub, plan, prepare, recipes
+from . import convert, demo, evaluate, generate, hub, plan, prepare, recipes
 
 
 # In the order in which `hfgpt --help` lists them.
-COMMANDS = (prepare, generate, evaluate, convert, plan, hub, recipes)
+COMMANDS = (prepare, generate, demo, evaluate, convert, plan, hub, recipes)
 
 
 def main(argv: list[str] | None = None) -> int:

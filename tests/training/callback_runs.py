@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, Trainer, TrainingArguments, set_seed
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
 from transformers.modeling_outputs import CausalLMOutput
 
 from hfgpt import GPT3Config, GPT3ForCausalLM
@@ -122,6 +130,7 @@ def make_trainer(
             "args": TrainingArguments(**values),
             "train_dataset": rows,
             "eval_dataset": rows[:4],
+            "data_collator": default_data_collator,  # also with a tokenizer, for which Trainer has another
             "callbacks": callbacks,
             **(options or {}),
         }

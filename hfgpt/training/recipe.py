@@ -13,10 +13,11 @@ from .task_rows import Rows
 
 
 RECIPE_FILE = "recipe.json"
+END_BYTES = 2**20
 # What of a recipe the weights do not depend on.
 WITHOUT_EFFECT = (
     "task_overrides", "attn_implementation", "compare_random_start", "max_bad_rows", "test_path", "test_split",
-    "max_test_rows",
+    "max_test_rows", "sample_prompts", "sample_tokens",
 )  # fmt: skip
 # What of the arguments they do depend on, beside the seeds and what says how large a batch is.
 TRAINING_FIELDS = (
@@ -39,7 +40,8 @@ def recipe_of(
     """
     found = {name: value for name, value in vars(config).items() if name not in WITHOUT_EFFECT}
     if Path(config.model_name_or_path).is_dir():
-        found["model_name_or_path"] = str(Path(config.model_name_or_path).resolve())
+        # Where it lies differs between machines.
+        found["model_name_or_path"] = weights_state(Path(config.model_name_or_path))
     found.update({name: getattr(args, name) for name in (*TRAINING_FIELDS, "seed", "data_seed")})
     # In all processes, of which a run may go on with others.
     found["batch_size"] = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -50,6 +52,19 @@ def recipe_of(
             state.update(repr((encoded.prompt_ids, encoded.completion_ids)).encode())
         found["training_rows"] = state.hexdigest()[:16]
     return json.loads(json.dumps(found, default=lambda value: str(getattr(value, "value", value))))
+
+
+def weights_state(folder: Path) -> str:
+    """Tells a folder's weights from others, without reading all of them: sizes, and the ends of every file."""
+    state = hashlib.sha256()
+    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))):
+        with open(path, "rb") as file:
+            size = file.seek(0, 2)
+            state.update(f"{path.name} {size} ".encode())
+            for start in (0, max(size - END_BYTES, 0)):
+                file.seek(start)
+                state.update(file.read(END_BYTES))
+    return f"weights {state.hexdigest()[:16]}"
 
 
 def save_recipe(recipe: dict[str, Any], folder: Path) -> None:
@@ -79,6 +94,8 @@ def check_recipe(checkpoint: Path, recipe: dict[str, Any]) -> None:
 
 
 def _change(name: str, before: Any, now: Any) -> str:
+    if name == "model_name_or_path" and str(now).startswith("weights "):
+        return "the weights of `model_name_or_path` are others"
     if name == "training_rows":
         return "the training rows (`train_path`) are others"
     if isinstance(before, dict) or isinstance(now, dict):

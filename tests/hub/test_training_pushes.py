@@ -140,3 +140,21 @@ def test_fine_tuning_pushes_its_adapter_with_scores(hub, pretrained, reviews_fil
     assert json.loads(hub.read("kim/lora", "adapter_config.json"))["base_model_name_or_path"] == "kim/base"
     text = hub.read("kim/lora", "README.md").decode()
     assert f"value: {round(metrics['eval_accuracy'], 4)}" in text and "base_model: kim/base" in text
+
+
+def test_fine_tuning_goes_on_where_the_base_lies_elsewhere(hub, pretrained, reviews_file, tmp_path):
+    first = Path(shutil.copytree(pretrained, tmp_path / "one machine"))
+    common = {"save_strategy": "steps", "save_steps": 2, "save_total_limit": 3}
+    run_finetuning(first, reviews_file, tmp_path / "first", **common)
+    push(tmp_path / "first" / "checkpoint-2", "kim/checkpoint")
+    second = Path(shutil.copytree(pretrained, tmp_path / "another"))
+    run_finetuning(second, reviews_file, tmp_path / "second", resume_from_hub="kim/checkpoint", **common)
+    expected = load_file(tmp_path / "first" / "model.safetensors")
+    found = load_file(tmp_path / "second" / "model.safetensors")
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    other = AutoModelForCausalLM.from_pretrained(second)
+    with torch.no_grad():
+        other.model.norm.weight.add_(1.0)
+    other.save_pretrained(second)
+    with pytest.raises(ValueError, match="the weights of `model_name_or_path` are others"):
+        run_finetuning(second, reviews_file, tmp_path / "second", **common)

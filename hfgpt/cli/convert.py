@@ -59,7 +59,7 @@ def _run(arguments: argparse.Namespace) -> None:
             max_shard_size=arguments.max_shard_size,
         )
     if arguments.json:
-        print(json.dumps({**asdict(done), "output": str(done.output)}))
+        print(json.dumps({**asdict(done), "output": str(done.output)}))  # its notes are in it
         return
     print(
         f"{done.source_type} -> {done.target_type} ({done.source_class} -> {done.target_class}): "
@@ -69,4 +69,4 @@ def _run(arguments: argparse.Namespace) -> None:
         f"written to {done.output}, {'with its tokenizer' if done.tokenizer else 'no tokenizer: the source has none'}"
     )
     for note in done.notes:
-        print(f"note: {note}")
+        print(f"note: {note}", file=sys.stderr)

@@ -115,6 +115,13 @@ class CommonArguments(TrainingArguments):
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many steps (a share of the run below 1)."}
     )
+    loss_spike: Literal["ignore", "warn", "stop"] = field(
+        default="ignore",
+        metadata={
+            "help": "What to do where a logged loss jumps far above those before it: warn tells, and writes "
+            "loss_events.jsonl; stop also ends the run after three in a row, without saving."
+        },
+    )
 
     resume_from_hub: str | None = field(
         default=None,
@@ -252,6 +259,13 @@ class PretrainingArguments(CommonArguments):
     )
     keep_every_steps: int | None = field(
         default=None, metadata={"help": "Keep the checkpoint of every multiple of so many steps for good."}
+    )
+    loss_spike: Literal["ignore", "warn", "stop"] = field(
+        default="warn",
+        metadata={
+            "help": "What to do where a logged loss jumps far above those before it: warn tells, and writes "
+            "loss_events.jsonl; stop also ends the run after three in a row, without saving."
+        },
     )
     eval_strategy: str = field(default="steps", metadata={"help": "When to evaluate: no, steps or epoch."})
     eval_steps: float | None = field(default=1000, metadata={"help": "Evaluate every so many steps."})
@@ -400,6 +414,14 @@ class FinetuneConfig:
             "model."
         },
     )
+    sample_prompts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts to continue at every evaluation (without any: at the end), for people to read, with `head: lm`. "
+            "Default: none."
+        },
+    )
+    sample_tokens: int = field(default=64, metadata={"help": "Tokens of such a continuation."})
     attn_implementation: str | None = field(
         default=None,
         metadata={
@@ -432,7 +454,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("where", "label_map", "label_words", "fields", "task_overrides"):
             setattr(self, name, parse_mapping(getattr(self, name), name))
-        for name in ("lora_target_modules", "lora_modules_to_save"):
+        for name in ("lora_target_modules", "lora_modules_to_save", "sample_prompts"):
             if isinstance(getattr(self, name), str):
                 setattr(self, name, [getattr(self, name)])
         for name in ("head", "classifier_pooling", "long_texts", "class_balance"):
@@ -448,7 +470,7 @@ class FinetuneConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
-        for name in ("packing", "lm_loss_weight"):
+        for name in ("packing", "lm_loss_weight", "sample_prompts"):
             if getattr(self, name) and self.head != "lm":
                 raise ValueError(
                     f"`{name}` is for completions: use `head: lm`, or leave it out with `head: {self.head}`."

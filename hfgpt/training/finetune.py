@@ -20,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     PreTrainedConfig,
+    TrainerCallback,
     set_seed,
 )
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -33,7 +34,14 @@ from ..tasks.saved import TaskRecord
 from ..tasks.scoring import Prediction, answered_row
 from .adapters import ADAPTER_CONFIG_FILE, MODEL_CLASSES, TASK_TYPES, add_adapter, load_base, quantization_config
 from .arguments import FinetuneConfig, FinetuningArguments
-from .callbacks import LossCurveCallback, peak_device_memory_bytes, peak_host_memory_bytes
+from .callbacks import (
+    LossCurveCallback,
+    LossWatchCallback,
+    SampleCallback,
+    loss_watch_stop_reason,
+    peak_device_memory_bytes,
+    peak_host_memory_bytes,
+)
 from .checkpoints import find_checkpoint
 from .pushing import fetch_checkpoint
 from .recipe import check_recipe, recipe_of
@@ -55,11 +63,18 @@ LEARNING_RATE_TIMES_WIDTH = 0.05
 LORA_LEARNING_RATE_FACTOR = 10.0
 
 
-def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any]:
+def finetune(
+    config: FinetuneConfig, args: FinetuningArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Fine-tune, score the test split, and save.
 
     Leaves in `args.output_dir`: the model (or the adapter) with its tokenizer and `task.json`, `predictions.jsonl` with
     each test row, and `all_results.json`.
+
+    Args:
+        config: What, for which task, on which data.
+        args: How.
+        callbacks: Further ones, such as `LivePlotCallback()` in a notebook.
 
     Returns:
         The metrics: for each of the task's own `eval_NAME` with the bootstrap interval `eval_NAME_low` and `_high`, the
@@ -68,9 +83,18 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
 
     Raises:
         ValueError: The model, the task and the data do not fit together.
+        RuntimeError: The loss jumped, and `loss_spike` is stop.
     """
     trainer, rows = prepare(config, args)
     args, task = trainer.args, trainer.record.task
+    if config.sample_prompts:
+        trainer.add_callback(
+            SampleCallback(trainer.processing_class, config.sample_prompts, config.sample_tokens, log=trainer.log)
+        )
+    if args.loss_spike != "ignore":  # the trainer itself skips steps that are not finite
+        trainer.add_callback(LossWatchCallback(nonfinite="ignore", spike=args.loss_spike))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     fetch_checkpoint(args)
     checkpoint = find_checkpoint(args)
     if checkpoint is not None:
@@ -78,6 +102,9 @@ def finetune(config: FinetuneConfig, args: FinetuningArguments) -> dict[str, Any
         logger.warning(f"Resuming from {checkpoint}.")
     sizes = count_parameters(trainer.model)
     metrics: dict[str, Any] = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None).metrics
+    stop_reason = loss_watch_stop_reason(trainer)
+    if stop_reason:
+        raise RuntimeError(f"{stop_reason}.")
     trainer.save_model()
 
     predictions = trainer.predict_rows(rows.test)

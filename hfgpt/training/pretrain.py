@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from transformers import AutoTokenizer, default_data_collator
+from transformers import AutoTokenizer, TrainerCallback, default_data_collator
 from transformers.utils import logging
 
 from ..data.documents import write_json
@@ -18,7 +18,14 @@ from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read
 from ..hub.card import LOSS_CURVE_FILE
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
-from .callbacks import LossCurveCallback, SampleCallback, peak_host_memory_bytes, require_reporters
+from .callbacks import (
+    LossCurveCallback,
+    LossWatchCallback,
+    SampleCallback,
+    loss_watch_stop_reason,
+    peak_host_memory_bytes,
+    require_reporters,
+)
 from .checkpoints import checkpoint_step, find_checkpoint, hash_file
 from .interruption import INTERRUPTED_FILE, Interrupted
 from .launch import tensor_parallel_size
@@ -43,11 +50,18 @@ ARCHITECTURE = (
 ENDLESS = sys.maxsize  # the schedule ends a run, not its data
 
 
-def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, Any]:
+def pretrain(
+    config: PretrainConfig, args: PretrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+) -> dict[str, Any]:
     """Pretrain, or resume from the newest complete checkpoint in `args.output_dir`; a finished run is left as it is.
 
     Leaves in `args.output_dir`: the model and tokenizer, `checkpoint-*`, `loss_curve.png`, `trainer_state.json` and
     `all_results.json`.
+
+    Args:
+        config: What, on which corpus.
+        args: How.
+        callbacks: Further ones, such as `LivePlotCallback()` in a notebook.
 
     Returns:
         The metrics: `eval_loss_before` (of the random weights), `eval_loss`, `eval_perplexity`,
@@ -56,14 +70,17 @@ def pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, An
 
     Raises:
         ValueError: The corpus, the model and the arguments do not fit together.
+        RuntimeError: The run gave up: steps were not finite (`max_nonfinite_steps`), or the loss jumped (`loss_spike`).
     """
     require_reporters(args.report_to)
     args.run_name = args.run_name or Path(args.output_dir).name
     with only_run_in(Path(args.output_dir), args.process_index == 0):
-        return _pretrain(config, args)
+        return _pretrain(config, args, callbacks)
 
 
-def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, Any]:
+def _pretrain(
+    config: PretrainConfig, args: PretrainingArguments, callbacks: Sequence[TrainerCallback]
+) -> dict[str, Any]:
     metadata = read_metadata(config.corpus)
     tokenizer = AutoTokenizer.from_pretrained(Path(config.corpus) / TOKENIZER_FOLDER)
     model_config = make_model_config(config, metadata, tokenizer)
@@ -157,6 +174,10 @@ def _pretrain(config: PretrainConfig, args: PretrainingArguments) -> dict[str, A
         trainer.add_callback(
             SampleCallback(tokenizer, config.sample_prompts, max_new_tokens=config.sample_tokens, log=trainer.log)
         )
+    if args.loss_spike != "ignore":  # the trainer itself skips steps that are not finite
+        trainer.add_callback(LossWatchCallback(nonfinite="ignore", spike=args.loss_spike))
+    for callback in callbacks:
+        trainer.add_callback(callback)
     if checkpoint is not None and any(checkpoint.glob("pytorch_model_fsdp*")) and not trainer.is_fsdp_enabled:
         raise ValueError(
             f"{checkpoint} is of a run with FSDP, from which only FSDP resumes, on any number of processes: launch with "
@@ -364,8 +385,9 @@ def _end_if_stopped(trainer: PretrainingTrainer) -> None:
         RuntimeError: It gave up.
     """
     state, folder = trainer.state, Path(trainer.args.output_dir)
-    if trainer.stop_reason:
-        raise RuntimeError(trainer.stop_reason)
+    stop_reason = trainer.stop_reason or loss_watch_stop_reason(trainer)
+    if stop_reason:
+        raise RuntimeError(f"{stop_reason.removesuffix('.')}.")
     if trainer.interrupted_by:
         saved = (folder / f"checkpoint-{state.global_step}").exists()
         if trainer.is_world_process_zero():

@@ -13,18 +13,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 from callback_runs import LENGTH, make_model, make_tokenizer, make_trainer, weights
-from helpers import ROOT
+from helpers import ROOT, pretrain_arguments
+from task_runs import recipe
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, TrainerCallback
 
 from hfgpt.planner import flops_per_token
 from hfgpt.training import callbacks
+from hfgpt.training.arguments import PretrainConfig, PretrainingArguments, parse_arguments
 from hfgpt.training.callbacks import (
     LivePlotCallback,
+    LossWatchCallback,
+    MetricStoppingCallback,
     SampleCallback,
     TerminalCallback,
     ThroughputCallback,
     training_flops_per_token,
 )
+from hfgpt.training.finetune import finetune
+from hfgpt.training.pretrain import pretrain
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -361,3 +367,36 @@ def test_the_terminal_takes_the_place_of_trainers_own(tmp_path):
         TerminalCallback().replace_in(trainer)
         names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
         assert names == ["DefaultFlowCallback", "TerminalCallback"]
+
+
+# Recipes
+
+
+def test_fine_tuning_takes_further_callbacks_and_writes_samples(base, reviews_file, tmp_path):
+    config, args = recipe(
+        base("gpt2"), reviews_file, tmp_path, {"max_steps": 2, "save_strategy": "steps", "save_steps": 1},
+        sample_prompts="The film", sample_tokens=4, max_train_rows=32, max_test_rows=4,
+    )  # fmt: skip
+    finetune(config, args, callbacks=[LivePlotCallback()])
+    assert [(row["step"], row["prompt"]) for row in samples(tmp_path)] == [(2, "The film")]
+    assert (tmp_path / "live_plot.png").read_bytes().startswith(PNG)
+    config.sample_prompts = None  # another word for people does not make it another run
+    finetune(config, args)
+    with pytest.raises(ValueError, match="`sample_prompts` is for completions: use `head: lm`"):
+        recipe(base("gpt2"), reviews_file, tmp_path, head="classification", sample_prompts=["a"])
+
+
+def test_pretraining_ends_by_a_metric_and_gives_up_on_spikes(corpus, tmp_path):
+    def pretrain_with(name, *seen, **fields):
+        argv = pretrain_arguments(corpus, tmp_path / name, save_strategy="no", eval_on_start=False, **fields)
+        return pretrain(*parse_arguments(PretrainConfig, PretrainingArguments, argv=argv), callbacks=seen)
+
+    tokens = 4 * 32  # of a step
+    metrics = pretrain_with("good", MetricStoppingCallback("eval_bits_per_byte", target=100.0), eval_steps=2)
+    assert metrics["train_tokens"] == 2 * tokens
+    jumpy = LossWatchCallback("ignore", spike="stop", max_spikes=1)
+    jumpy.spike_deviations = -1.0  # whatever does not fall is a spike
+    fields = {"train_tokens": 30 * tokens, "decay_tokens": 30 * tokens, "learning_rate": 1e-9, "eval_strategy": "no"}
+    with pytest.raises(RuntimeError, match="`loss` was far above its median"):
+        pretrain_with("bad", jumpy, **fields)
+    assert not (tmp_path / "bad" / "model.safetensors").exists()

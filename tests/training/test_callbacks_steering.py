@@ -204,8 +204,8 @@ def test_steps_that_the_trainers_of_hfgpt_skip_are_events_too(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"nonfinite": "ignore"}, "`nonfinite` must be 'skip' or 'warn', got 'ignore'"),
-        ({"spike": "skip"}, "`spike` must be 'warn' or 'stop'"),
+        ({"nonfinite": "stop"}, "`nonfinite` must be one of skip, warn, ignore, got 'stop'"),
+        ({"spike": "skip"}, "`spike` must be one of warn, stop, got 'skip'"),
         ({"window": 5}, "`window` must be at least 20, got 5"),
         ({"max_spikes": 0}, "`max_spikes` must be at least 1"),
         ({"spike_deviations": 0.0}, "`spike_deviations` must be above 0"),

@@ -9,7 +9,7 @@ a full disk below a picture, a sample or a reporter is a warning.
 
 from .common import logger, peak_device_memory_bytes, peak_host_memory_bytes, short_duration, short_number, write_line
 from .curves import LIVE_PLOT_FILE, LivePlotCallback, LossCurveCallback, smoothed
-from .loss_watch import EVENTS_FILE, LossWatchCallback
+from .loss_watch import EVENTS_FILE, LossWatchCallback, loss_watch_stop_reason
 from .pruning import CheckpointPruningCallback
 from .reporters import REPORTER_PACKAGES, TENSORBOARD_FOLDER, require_reporters, set_up_reporters
 from .samples import SAMPLES_FILE, SampleCallback
@@ -38,6 +38,7 @@ __all__ = [
     "TerminalCallback",
     "ThroughputCallback",
     "logger",
+    "loss_watch_stop_reason",
     "peak_device_memory_bytes",
     "peak_host_memory_bytes",
     "require_reporters",

@@ -38,10 +38,10 @@ class LossWatchCallback(TrainerCallback):
     which is told, too.
 
     Args:
-        nonfinite: "skip" leaves the weights as they are; "warn" only tells.
+        nonfinite: "skip" leaves the weights as they are; "warn" only tells; "ignore" does not look at gradients.
         max_nonfinite_steps: So many in a row end training, without saving.
         spike: "warn" only tells; "stop" ends training after `max_spikes`.
-        max_spikes: So many spikes in a row end training, with `spike="stop"`.
+        max_spikes: So many spikes in a row end training, with `spike="stop"`, without saving.
         spike_deviations: Standard deviations above the median. Lower finds more.
         window: Logged values that the noise is taken from.
         metrics: What to look for spikes in: `loss`, and any other number that is logged and should not jump up.
@@ -64,7 +64,7 @@ class LossWatchCallback(TrainerCallback):
 
     def __init__(
         self,
-        nonfinite: Literal["skip", "warn"] = "skip",
+        nonfinite: Literal["skip", "warn", "ignore"] = "skip",
         max_nonfinite_steps: int = 10,
         spike: Literal["warn", "stop"] = "warn",
         max_spikes: int = 3,
@@ -72,9 +72,10 @@ class LossWatchCallback(TrainerCallback):
         window: int = 100,
         metrics: Sequence[str] = ("loss",),
     ):
-        for name, value, known in (("nonfinite", nonfinite, ("skip", "warn")), ("spike", spike, ("warn", "stop"))):
+        choices = {"nonfinite": (nonfinite, ("skip", "warn", "ignore")), "spike": (spike, ("warn", "stop"))}
+        for name, (value, known) in choices.items():
             if value not in known:
-                raise ValueError(f"`{name}` must be {known[0]!r} or {known[1]!r}, got {value!r}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}.")
         for name, number, least in (
             ("max_nonfinite_steps", max_nonfinite_steps, 1),
             ("max_spikes", max_spikes, 1),
@@ -111,8 +112,13 @@ class LossWatchCallback(TrainerCallback):
                 if finite_number(entry.get(metric)):
                     values.append(entry[metric])
             self._skipped_by_trainer = max(self._skipped_by_trainer, entry.get("nonfinite_steps", 0))
-        self._sees_gradients = AcceleratorState().mixed_precision != "fp16"
-        if not self._sees_gradients and args.logging_nan_inf_filter and state.is_world_process_zero:
+        self._sees_gradients = self.nonfinite != "ignore" and AcceleratorState().mixed_precision != "fp16"
+        if (
+            self.nonfinite != "ignore"
+            and not self._sees_gradients
+            and args.logging_nan_inf_filter
+            and state.is_world_process_zero
+        ):
             logger.warning(
                 "LossWatchCallback sees only the log in fp16, and `logging_nan_inf_filter` hides losses there that are not "
                 "finite: set it to False."
@@ -151,7 +157,6 @@ class LossWatchCallback(TrainerCallback):
                 f"{state.global_step:,} (`max_nonfinite_steps`). Look at the data and the learning rate"
             )
             self._stop(args, state, control, reason)
-            control.should_save = False
         return control
 
     def on_log(
@@ -212,14 +217,18 @@ class LossWatchCallback(TrainerCallback):
             )  # fmt: skip
             if self.spike == "stop" and self._spikes_in_a_row[metric] >= self.max_spikes:
                 count = self._spikes_in_a_row[metric]
-                reason = f"`{metric}` was far above its median in {count} log lines in a row (`max_spikes`)"
+                reason = (
+                    f"`{metric}` was far above its median in {count} log lines in a row, the last being step "
+                    f"{state.global_step:,}. Nothing was saved of it: lower the learning rate, or go on from an earlier "
+                    "checkpoint"
+                )
                 self._stop(args, state, control, reason)
         else:
             self._spikes_in_a_row[metric] = 0
         values.append(value)
 
     def _stop(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, reason: str) -> None:
-        control.should_training_stop = True
+        control.should_training_stop, control.should_save = True, False
         if self.stop_reason is None:
             self.stop_reason = reason
             words = f"Training ends at step {state.global_step:,}: {reason}."
@@ -241,6 +250,12 @@ class LossWatchCallback(TrainerCallback):
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(self.events[-1], ensure_ascii=False) + "\n")
+
+
+def loss_watch_stop_reason(trainer: Any) -> str | None:
+    """Why a trainer's `LossWatchCallback` ended the run; None where none did."""
+    watches = (c for c in trainer.callback_handler.callbacks if isinstance(c, LossWatchCallback))
+    return next((watch.stop_reason for watch in watches if watch.stop_reason), None)
 
 
 def spike_limit(values: Sequence[float], deviations: float) -> tuple[float, float]:

@@ -265,8 +265,11 @@ def test_a_resumed_picture_is_whole_and_drawn_at_once(tmp_path, figures):
 
 
 def test_pictures_are_no_more_often_than_asked(tmp_path, figures):
-    make_trainer(tmp_path / "1", [LivePlotCallback(min_seconds=1000)], kind="gpt2").train()
+    trainer = make_trainer(tmp_path / "1", [LivePlotCallback(min_seconds=1000)], kind="gpt2")
+    trainer.train()
     assert len(figures) == 2  # the first line, and the end
+    trainer.evaluate()
+    assert len(figures) == 3 and len(figures[-1].axes[0].lines[-1].get_xdata()) == 3
     with pytest.raises(ValueError, match="`min_seconds` must be at least 0"):
         LivePlotCallback(min_seconds=-1)
 

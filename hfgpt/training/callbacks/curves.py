@@ -103,6 +103,7 @@ class LivePlotCallback(TrainerCallback):
         self._output: NotebookOutput | None = None
         self._next = 0.0
         self._drawn: tuple[int, int] | None = None
+        self._ended = False
         self._guard = NeverFails("The live plot could not be drawn")
 
     def on_train_begin(
@@ -111,12 +112,12 @@ class LivePlotCallback(TrainerCallback):
         """Begin a picture; of a resumed run with what it has logged before."""
         shown = in_notebook() if self.notebook is None else self.notebook
         self._output = NotebookOutput() if shown else None
-        self._next, self._drawn = 0.0, None
+        self._next, self._drawn, self._ended = 0.0, None, False
         self._redraw(args, state)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Draw, unless the last picture is of a moment ago."""
-        if self._drawn is not None and time.monotonic() >= self._next:
+        if self._drawn is not None and not self._ended and time.monotonic() >= self._next:
             self._redraw(args, state)
 
     def on_train_end(
@@ -124,7 +125,14 @@ class LivePlotCallback(TrainerCallback):
     ) -> None:
         """Draw the last picture."""
         self._redraw(args, state)
-        self._drawn = None
+        self._ended = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Draw also what is evaluated after the last step."""
+        if self._ended:
+            self._redraw(args, state)
 
     def _redraw(self, args: TrainingArguments, state: TrainerState) -> None:
         if not state.is_world_process_zero:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_fsdp_managed_module
 
 from .common import disk_may_be_full, finite_number, logger
 
@@ -275,6 +276,7 @@ def spike_limit(values: Sequence[float], deviations: float) -> tuple[float, floa
     return level, level + deviations * max(noise, LEAST_DEVIATION * abs(level))
 
 
+@torch.no_grad()
 def _norm_of_gradients(model: Any, optimizer: Any) -> tuple[float | None, list[torch.Tensor]]:
     """The norm of a step's gradients over all processes, and the gradients; None where it is not known.
 
@@ -282,10 +284,17 @@ def _norm_of_gradients(model: Any, optimizer: Any) -> tuple[float | None, list[t
     """
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not gradients:  # DeepSpeed's optimizer knows
-        norm = getattr(getattr(optimizer, "optimizer", None), "_global_grad_norm", None)
+        inner = getattr(optimizer, "optimizer", None)
+        norm = math.nan if getattr(inner, "overflow", False) else getattr(inner, "_global_grad_norm", None)
         return (None if norm is None else float(norm)), []
-    with torch.no_grad():
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if hasattr(norm, "full_tensor"):
-            norm = norm.full_tensor()
-    return float(norm), gradients
+    by_mesh: dict[Any, list[torch.Tensor]] = {}  # those of several cannot be taken together
+    for gradient in gradients:
+        by_mesh.setdefault(getattr(gradient, "device_mesh", None), []).append(gradient)
+    norms = []
+    for mesh, group in by_mesh.items():
+        norm = torch.nn.utils.get_total_norm(group)
+        norms.append(norm if mesh is None else norm.full_tensor())
+    total = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else norms[0]
+    if None in by_mesh and torch.distributed.is_initialized() and is_fsdp_managed_module(model):
+        torch.distributed.all_reduce(total)  # of FSDP1 each process has a part: the sum is finite where all are
+    return float(total), gradients

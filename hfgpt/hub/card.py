@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .files import CARD_FILE, Contents, read_json
+from .shards import count_parameters
 
 
 RUN_FILE = "run.json"
@@ -48,6 +49,7 @@ MODEL_CLASSES = {
 PRETRAINING_METRICS = {
     "eval_loss": "loss (nats per token)", "eval_perplexity": "perplexity", "eval_bits_per_byte": "bits per byte",
 }  # fmt: skip
+DEDUPLICATED = {"minhash": "Near duplicates were removed by MinHash.", "exact": "Exact duplicates were removed."}
 METRIC_TYPES = {"macro_f1": "f1", "bits_per_byte": "bits_per_byte"}
 GPT3_PAPER = "https://arxiv.org/abs/2005.14165"
 
@@ -341,7 +343,7 @@ class _Facts:
             task = f" for {self.task['task']['name']} ({self.task['language']})" if self.task else ""
             return f"A LoRA adapter of rank {rank} for {base}, fine-tuned{task}."
         config = self.config
-        size = self.results.get("parameters")
+        size = count_parameters(self.found.folder, self.found.files)
         if config.get("model_type") == "gpt3":
             kinds = config.get("layer_types") or []
             banded = sum(kind == "sliding_attention" for kind in kinds)
@@ -430,9 +432,8 @@ class _Facts:
             lines.append(_table(table))
             seen = self.results.get("train_tokens")
             steps = [f"{seen:,} tokens were seen in training."] if seen else []
-            if data.get("deduplicate"):
-                kind = data["deduplicate"] if isinstance(data["deduplicate"], str) else "MinHash"
-                steps.append(f"Deduplicated ({kind}).")
+            if data.get("deduplicate") in DEDUPLICATED:
+                steps.append(DEDUPLICATED[data["deduplicate"]])
             steps.append(
                 "Cleaned of texts that overlap with benchmarks."
                 if data.get("decontaminated")

@@ -104,7 +104,7 @@ def pretraining_record(
         "preset": config.preset,
         "data": {
             "sources": sources,
-            "deduplicate": recipe.get("deduplicate"),
+            "deduplicate": (recipe.get("deduplicate") or {}).get("method"),
             "decontaminated": bool(recipe.get("decontaminate")),
         },
         "batch_tokens": batch_tokens,

@@ -17,8 +17,9 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,21 +117,21 @@ def examine() -> Report:
     """
     imports = _import_all([name for name in IMPORTED if _is_there(name)])
     checks: list[Check] = []
-    sections: dict[str, list[Callable[[], Iterable[Check]]]] = {
-        "software": [_python, _required, _extras, lambda: _imported(imports), _versions],
-        "devices": [lambda: _gpus(imports), _processors, _memory],
-        "compilers": [_cpp_compiler, lambda: _cuda_compiler(imports), _build_tools],
+    sections: dict[str, list[Any]] = {
+        "software": [_python, _required, _extras, partial(_imported, imports), _versions],
+        "devices": [partial(_gpus, imports), _processors, _memory],
+        "compilers": [_cpp_compiler, partial(_cuda_compiler, imports), _build_tools],
         "hub": [_hub, _xet],
-        "disk": [_disks, lambda: _shared_memory(imports), _leftovers],
-        "launch": [_recipes, _accelerate_config, _limits, lambda: _environment(imports)],
+        "disk": [_disks, partial(_shared_memory, imports), _leftovers],
+        "launch": [_recipes, _accelerate_config, _limits, partial(_environment, imports)],
     }
     for section, functions in sections.items():
         for function in functions:
             try:
-                checks += [Check(section, *(asdict(check)[key] for key in ("name", "status", "text", "advice")))
-                           for check in function()]  # fmt: skip
+                for check in function():
+                    checks.append(replace(check, section=section))
             except Exception as error:
-                name = getattr(function, "__name__", "check").strip("_").replace("_", " ")
+                name = getattr(function, "func", function).__name__.strip("_").replace("_", " ")
                 checks.append(Check(section, name, "note", f"could not be examined ({_one_line(error)})"))
     return Report(tuple(checks))
 
@@ -260,7 +261,8 @@ def _import_all(names: list[str], timeout: float = IMPORT_TIMEOUT) -> dict[str, 
                 reason = f"the process died of {signal.Signals(-status).name}"
             else:
                 reason = f"the process ended with status {status}"
-            found[started[-1]] = {"name": started[-1], "error": f"{reason}{f' ({last[:200]})' if last else ''}"}
+            said_last = f" ({last[:200]})" if last and status is not None else ""
+            found[started[-1]] = {"name": started[-1], "error": f"{reason}{said_last}"}
         left = [name for name in left if name not in found]
     return found
 
@@ -555,16 +557,12 @@ def _hub() -> Iterator[Check]:
         yield _ok("token", f"there is one, in {place}, not tried" if token else "none")
         return
     if token and not re.fullmatch(r"[!-~]+", token):
-        yield _problem(
-            "token", f"that of {place} has a space or a letter no token has", "`hf auth login` writes a sound one"
-        )
-        token = None
-    yield from (Check(one.section, one.name, one.status, _without(one.text, token), one.advice)
-                for one in _ask_hub(endpoint, token, place))  # fmt: skip
-
-
-def _without(text: str, token: str | None) -> str:
-    return text.replace(token, "***") if token else text
+        advice = "`hf auth login` writes a sound one"
+        yield _problem("token", f"that of {place} has a space or a letter that no token has", advice)
+        yield from (check for check in _ask_hub(endpoint, None, place) if check.name != "token")
+        return
+    for check in _ask_hub(endpoint, token, place):
+        yield replace(check, text=check.text.replace(token, "***") if token else check.text)
 
 
 def _tilde(path: str) -> str:
@@ -587,7 +585,7 @@ def _ask_hub(endpoint: str, token: str | None, place: str) -> Iterator[Check]:
         yield _problem("hub", f"{_shown(endpoint)} cannot be reached ({_shown(_one_line(error))})", advice)
         yield _ok("token", f"there is one, in {place}, not tried" if token else "none")
         return
-    if answer.status_code >= 500 or (answer.status_code >= 400 and not token):
+    if answer.status_code >= 500:
         yield _problem("hub", f"{_shown(endpoint)} answers with status {answer.status_code}", "try again later")
     else:
         yield _ok("hub", f"{_shown(endpoint)} can be reached")
@@ -605,6 +603,10 @@ def _ask_hub(endpoint: str, token: str | None, place: str) -> Iterator[Check]:
             yield _note("token", f"{text}, may read alone", "`hfgpt push` needs one that may write")
         else:
             yield _ok("token", f"{text}{f', {role}' if role else ''}")
+    else:
+        yield _note(
+            "token", f"there is one, in {place}; asked whose, the Hub answers with status {answer.status_code}"
+        )
 
 
 def _xet() -> Iterator[Check]:

@@ -225,6 +225,7 @@ def test_slurm_runs_the_tasks_and_brings_back_ledgers_and_errors(slurm, tmp_path
         run_tasks("again", steps, 3, tmp_path / "again", slurm)
 
 
+@pytest.mark.slow
 def test_slurm_job_of_a_stopped_driver_is_waited_for(slurm, tmp_path, monkeypatch):
     """Its tasks are not submitted a second time."""
     steps = copying(tmp_path)

@@ -69,7 +69,9 @@ def check_equal(folder, undisturbed):
 # DDP
 
 
-@pytest.mark.parametrize("ranks", [pytest.param([0], marks=pytest.mark.slow), [1], [0, 1]])
+@pytest.mark.parametrize(
+    "ranks", [pytest.param([0], marks=pytest.mark.slow), [1], pytest.param([0, 1], marks=pytest.mark.slow)]
+)
 def test_a_signal_to_any_process_stops_all_at_the_same_step(go, random_draws, ranks):
     go = partial(go, model_overrides=DROPOUT)
     run = go(partial(at_steps, [2], partial(send, "SIGTERM"), ranks))
@@ -150,6 +152,7 @@ def check_rollback(go, undisturbed, tmp_path):
     assert all(torch.equal(tensor, final[name]) for name, tensor in weights(again.output_dir).items())
 
 
+@pytest.mark.slow
 def test_a_rollback_in_two_processes(go, undisturbed, tmp_path):
     check_rollback(go, undisturbed, tmp_path)
 

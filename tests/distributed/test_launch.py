@@ -20,9 +20,9 @@ WAYS = [
     pytest.param("ddp", marks=pytest.mark.slow),
     "fsdp2",
     pytest.param("zero1", marks=[needs_deepspeed, pytest.mark.slow]),
-    pytest.param("zero2", marks=needs_deepspeed),
+    pytest.param("zero2", marks=[needs_deepspeed, pytest.mark.slow]),
     pytest.param("zero3", marks=[needs_deepspeed, pytest.mark.slow]),
-    pytest.param("zero3_offload", marks=needs_deepspeed),
+    pytest.param("zero3_offload", marks=[needs_deepspeed, pytest.mark.slow]),
 ]
 TOLERANCE = 2e-4
 

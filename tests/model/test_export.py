@@ -188,6 +188,7 @@ def test_compiled_training_step_is_one_graph_with_equal_loss_and_gradients(fresh
         torch.testing.assert_close(parameter.grad, other.grad, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_compiled_training_step_is_not_compiled_again_for_another_number_of_tokens(fresh_compiler):
     """Fine-tuning pads each batch to a length of its own. One graph is for a dense band, one for a band in blocks,
     one for lengths that are whole blocks."""

@@ -180,6 +180,7 @@ def test_an_unmapped_label_is_explained(pretrained, reviews_file, tmp_path):
         finetune(config, FinetuningArguments(output_dir=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_the_same_recipe_fine_tunes_a_llama(pretrained, reviews_file, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(pretrained)
     torch.manual_seed(0)

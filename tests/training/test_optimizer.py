@@ -77,6 +77,7 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp("muon"), {"web": 24}, None)
 
 
+@pytest.mark.slow
 def test_a_run_with_it_resumes_as_if_nothing_had_been(corpus, tmp_path):
     whole = Run(corpus, tmp_path / "whole", muon="true")
     cut = Run(corpus, tmp_path / "cut", signal_at=5, muon="true")

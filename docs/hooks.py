@@ -5,6 +5,7 @@ A page asks for them by a comment on a line of its own:
     <!-- fields hfgpt.data.corpus.CorpusConfig -->    a table of a dataclass' fields, with the help of each
     <!-- commands -->                                 every command of `hfgpt` with its options
     <!-- modules hfgpt.data -->                       the docstrings of every public module of a package, or of a module
+    <!-- others -->                                   those of hfgpt's modules that no other page asks for
     <!-- include benchmarks/RESULTS.md -->            a file of the repository, its links mended
 
 All but the commands are read from the source without importing it: the build needs neither torch nor transformers.
@@ -12,6 +13,7 @@ All but the commands are read from the source without importing it: the build ne
 
 import argparse
 import ast
+import json
 import os
 import posixpath
 import re
@@ -26,7 +28,7 @@ import griffe
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-DIRECTIVE = re.compile(r"^<!-- (fields|commands|modules|include)(?: (\S+))? -->$", re.MULTILINE)
+DIRECTIVE = re.compile(r"^<!-- (fields|commands|modules|others|include)(?: (\S+))? -->$", re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|mailto:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
@@ -36,6 +38,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         "fields": fields_table,
         "commands": lambda _: commands(),
         "modules": lambda package: "\n\n".join(map(module_entry, modules(package))),
+        "others": lambda _: "\n\n".join(map(module_entry, others())),
         "include": lambda path: included(path, page.file.src_uri),
     }
     return DIRECTIVE.sub(lambda found: makers[found[1]](found[2] or ""), markdown)
@@ -68,7 +71,9 @@ class Names(dict[str, Any]):
                 return self[name]
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
-                    if (alias.asname or alias.name) == name and (node.level or (node.module or "").startswith("hfgpt")):
+                    if (alias.asname or alias.name) == name and (
+                        node.level or (node.module or "").startswith("hfgpt")
+                    ):
                         parts = self.module.split(".")
                         base = parts[: len(parts) - node.level + package] if node.level else []
                         return Names(".".join([*base, *([node.module] if node.module else [])]))[alias.name]
@@ -116,7 +121,12 @@ def dataclass_fields(path: str) -> Iterator[tuple[str, str, str, str]]:
 def _attributes(node: ast.ClassDef) -> dict[str, str]:
     """What a class' docstring says of its attributes."""
     sections = griffe.Docstring(ast.get_docstring(node) or "").parse("google", warnings=False)
-    return {item.name: item.description for section in sections if section.kind.value == "attributes" for item in section.value}
+    return {
+        item.name: item.description
+        for section in sections
+        if section.kind.value == "attributes"
+        for item in section.value
+    }
 
 
 def _shown(names: Names, node: ast.expr) -> str:
@@ -125,7 +135,9 @@ def _shown(names: Names, node: ast.expr) -> str:
         return ast.unparse(node)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:,}".replace(",", "_") if isinstance(value, int) and value >= 10_000 else str(value) if value != "" else '""'
+    if isinstance(value, str) and (not value or value != value.strip()):
+        return json.dumps(value, ensure_ascii=False)
+    return f"{value:_}" if isinstance(value, int) and value >= 10_000 else str(value)
 
 
 def _factory(names: Names, node: ast.expr) -> str:
@@ -236,10 +248,24 @@ def includes() -> dict[str, str]:
     return pages
 
 
+def others() -> list[str]:
+    """Modules directly in hfgpt that have no page of their own."""
+    asked = {
+        name
+        for page in DOCS.rglob("*.md")
+        for kind, name in DIRECTIVE.findall(page.read_text("utf-8"))
+        if kind == "modules"
+    }
+    files = sorted((ROOT / "hfgpt").glob("*.py"))
+    return [name for file in files if file.name[0] != "_" and (name := f"hfgpt.{file.stem}") not in asked]
+
+
 def module_entry(module: str) -> str:
     """What mkdocstrings makes a module's section of: what the module itself defines."""
     tree, _ = _tree(module)
-    own = [node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != "_"]
+    own = [
+        node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name[0] != "_"
+    ]
     return f"::: {module}\n    options:\n      members: [{', '.join(own)}]"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from string import Formatter
 from typing import Any, TextIO
 
 from transformers import PreTrainedTokenizerBase, set_seed
@@ -57,9 +58,11 @@ class Template:
         )
         if template_fields(text, where) != ["user", "model"]:
             raise ValueError(f"{where} must hold {{user}} and then {{model}}, each once, got {text!r}.")
-        before, rest = text.split("{user}")
-        between, after = rest.split("{model}")
-        return cls(*(part.replace("{{", "{").replace("}}", "}") for part in (before, between, after)))
+        parts = [""]
+        for literal, name, _, _ in Formatter().parse(text):
+            parts[-1] += literal
+            parts += [""] * (name is not None)
+        return cls(*parts)
 
     @property
     def stop(self) -> list[str]:

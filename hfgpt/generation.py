@@ -21,7 +21,6 @@ from transformers import (
     StoppingCriteriaList,
     set_seed,
 )
-from transformers.generation.streamers import BaseStreamer
 from transformers.utils import cached_file
 
 from .tasks.encoding import first_ids, token_ids
@@ -125,18 +124,24 @@ def _overlap(text: str, mark: str) -> int:
     return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:size])), 0)
 
 
-class _Stream(BaseStreamer):
-    """Tokens from `model.generate` to finished pieces of text."""
+class _Reader(StoppingCriteria):
+    """Reads tokens as they are generated, and ends after the one that brings a stop text.
 
-    def __init__(self, decoder: TextDecoder, output: StopFilter):
-        self.decoder, self.output, self._prompt_has_come = decoder, output, False
+    Not a streamer of transformers: these get a token when it has been decided whether to go on.
+    """
 
-    def put(self, value: torch.Tensor) -> None:
-        if not self._prompt_has_come:
-            self._prompt_has_come = True
-            return
-        for token_id in value.flatten().tolist():
+    def __init__(self, decoder: TextDecoder, output: StopFilter, start: int):
+        self.decoder, self.output, self._read = decoder, output, start
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        self.read(input_ids[0])
+        return _for_all_rows(input_ids, self.output.stopped)
+
+    def read(self, ids: torch.Tensor) -> None:
+        """What is new in the token ids (seq) of prompt and text."""
+        for token_id in ids[self._read :].tolist():
             self.output.feed(self.decoder.add(token_id))
+        self._read = len(ids)
 
     def end(self) -> None:
         self.output.feed(self.decoder.end())
@@ -150,8 +155,11 @@ class _StopsWhen(StoppingCriteria):
         self.ends = ends
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
-        ended: Any = torch.full((input_ids.shape[0],), self.ends(), device=input_ids.device)
-        return ended
+        return _for_all_rows(input_ids, self.ends())
+
+
+def _for_all_rows(input_ids: torch.Tensor, value: bool) -> Any:
+    return torch.full((input_ids.shape[0],), value, device=input_ids.device)
 
 
 def load(
@@ -341,18 +349,19 @@ def continue_prompt(
             f"{' or lower `max_new_tokens`' if room > 0 else ''}."
         )
     pieces: list[str] = []
+    streams = options.get("num_beams", 1) == 1
 
     def take(piece: str) -> None:
         pieces.append(piece)
-        if write is not None:
+        if write is not None and streams:
             write(piece)
 
     output = StopFilter(stop, take)
-    stream = _Stream(TextDecoder(tokenizer, prompt_ids), output)
-    streams = options.get("num_beams", 1) == 1
-    criteria: list[StoppingCriteria] = []
-    if stop:
-        criteria.append(_StopsWhen(lambda: output.stopped) if streams else StopTexts(tokenizer, stop, len(prompt_ids)))
+    reader = _Reader(TextDecoder(tokenizer, prompt_ids), output, len(prompt_ids))
+    if streams:
+        criteria: list[StoppingCriteria] = [reader]
+    else:
+        criteria = [StopTexts(tokenizer, stop, len(prompt_ids))] if stop else []
     if should_stop is not None:
         criteria.append(_StopsWhen(should_stop))
     ids = torch.tensor([prompt_ids], device=model.device)
@@ -362,15 +371,15 @@ def continue_prompt(
             attention_mask=torch.ones_like(ids),
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-            streamer=stream if streams else None,
             stopping_criteria=StoppingCriteriaList(criteria),
             **options,
-        )
-    new_ids = [token_id for token_id in found[0, len(prompt_ids) :].tolist() if token_id >= 0]
-    if not streams:
-        stream.put(ids)
-        stream.put(torch.tensor(new_ids))
-        stream.end()
+        )[0]
+    found = found[found >= 0]  # beam search may fill up with -1
+    reader.read(found)
+    reader.end()
+    if write is not None and not streams and any(pieces):
+        write("".join(pieces))
+    new_ids = found[len(prompt_ids) :].tolist()
     ended = "stop" if output.stopped else "length" if len(new_ids) >= max_new_tokens else "end"
     if ended == "end" and should_stop is not None and should_stop():
         ended = "asked"

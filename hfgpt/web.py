@@ -484,7 +484,7 @@ def score_html(score: TextScore, what: str) -> str:
     shown = f"{perplexity:,.1f}" if perplexity < 1e6 else f"{perplexity:.2e}"
     values = (
         (f"{what}", f"{score.tokens:,} token{'' if score.tokens == 1 else 's'}"),
-        ("log-probability", f"{score.log_prob:,.2f} nats"),
+        ("log-probability", f"{score.log_prob:,.2f} nats".replace("-", "−")),
         ("perplexity", shown),
         ("bits per byte", f"{score.bits_per_byte:.3f}"),
     )
@@ -496,7 +496,7 @@ def score_html(score: TextScore, what: str) -> str:
 
 
 LEGEND = (
-    '<div class="hfgpt-legend"><span>Probability of each token</span><span class="hfgpt-scale"><i></i>'
+    '<div class="hfgpt-legend hfgpt-flush"><span>Probability of each token</span><span class="hfgpt-scale"><i></i>'
     "<span>100%</span><span>10%</span><span>1%</span><span>0.1%</span><span>≤0.01%</span></span></div>"
 )
 
@@ -504,7 +504,7 @@ LEGEND = (
 def card_html(speaker: Speaker, body: str) -> str:
     """What stands under a model's name."""
     return (
-        f'<section class="hfgpt-card" aria-label="{escape(speaker.name)}"><header><h3>{escape(speaker.name)}</h3>'
+        f'<section class="hfgpt-card hfgpt-flush" aria-label="{escape(speaker.name)}"><header><h3>{escape(speaker.name)}</h3>'
         f"<p>{escape(speaker.facts)}</p></header>{body}</section>"
     )
 
@@ -525,7 +525,7 @@ def written_html(speaker: Speaker, prompt: str, written: Written) -> str:
     }
     body = tokens_html(written.tokens, speaker.tokenizer, start)
     totals = score_html(score_of(written.tokens[start:]), "new text")
-    note = f'<p class="hfgpt-note">Ended: {ends[found.ended]}. Probabilities are at temperature 1, before top-p.</p>'
+    note = f'<p class="hfgpt-note">Ended: {ends[found.ended]}. Probabilities at temperature 1.</p>'
     return card_html(speaker, body + totals + note)
 
 
@@ -552,25 +552,28 @@ def answer_html(speaker: Speaker, answer: TaskAnswer) -> str:
 
 def error_html(message: str) -> str:
     """A message that stays until the next try."""
-    return f'<div class="hfgpt-error" role="alert">{escape(message)}</div>'
+    return f'<div class="hfgpt-error hfgpt-flush" role="alert">{escape(message)}</div>'
 
 
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; --hfgpt-muted: #64748b; }
+.dark .gradio-container, .gradio-container.dark { --hfgpt-muted: #9fb0c7; }
+.gradio-container .html-container:has(.hfgpt-flush) { padding: 0 !important; }
+.row > .block:has(.hfgpt-card) > .html-container, .row > .block:has(.hfgpt-card) .prose { height: 100%; }
 .hfgpt-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; }
-.hfgpt-head p { margin: .2rem 0 0; color: var(--body-text-color-subdued); }
+.hfgpt-head p { margin: .2rem 0 0; color: var(--hfgpt-muted); }
 .hfgpt-card { border: 1px solid var(--border-color-primary); border-radius: 12px; padding: 16px 18px;
   background: var(--background-fill-primary); height: 100%; box-sizing: border-box; }
 .hfgpt-card header { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: baseline; margin-bottom: 10px; }
 .hfgpt-card h3 { margin: 0; font-size: 1rem; font-weight: 650; }
-.hfgpt-card header p, .hfgpt-note { margin: 0; font-size: .8rem; color: var(--body-text-color-subdued); }
+.hfgpt-card header p, .hfgpt-note { margin: 0; font-size: .8rem; color: var(--hfgpt-muted); }
 .hfgpt-note { margin-top: 10px; }
 .hfgpt-text { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 1rem; line-height: 1.85; min-height: 3.7em; }
-.hfgpt-prompt { color: var(--body-text-color-subdued); }
+.hfgpt-prompt { color: var(--hfgpt-muted); }
 .hfgpt-token { border-radius: 4px; padding: 2px 0; cursor: default; transition: box-shadow .1s;
   background: rgba(234, 88, 12, calc(var(--strength) * .62)); }
 .hfgpt-token:hover, .hfgpt-token:focus { outline: none; box-shadow: 0 0 0 2px var(--color-accent); }
-.hfgpt-special { font-size: .75em; color: var(--body-text-color-subdued); border: 1px dashed var(--border-color-primary);
+.hfgpt-special { font-size: .75em; color: var(--hfgpt-muted); border: 1px dashed var(--border-color-primary);
   padding: 1px 4px; margin-left: 3px; }
 .hfgpt-mark { opacity: .45; font-size: .8em; }
 .hfgpt-caret { display: inline-block; width: .5ch; height: 1.1em; vertical-align: -.15em; margin-left: 1px;
@@ -578,10 +581,10 @@ CSS = """
 @keyframes hfgpt-blink { 50% { opacity: 0; } }
 .hfgpt-totals { display: flex; flex-wrap: wrap; gap: 6px 22px; margin: 12px 0 0; padding-top: 10px;
   border-top: 1px solid var(--border-color-primary); }
-.hfgpt-totals dt { font-size: .75rem; color: var(--body-text-color-subdued); }
+.hfgpt-totals dt { font-size: .75rem; color: var(--hfgpt-muted); }
 .hfgpt-totals dd { margin: 0; font-variant-numeric: tabular-nums; font-weight: 600; font-size: .9rem; }
 .hfgpt-table { margin-top: 10px; font-size: .85rem; }
-.hfgpt-table summary { cursor: pointer; color: var(--body-text-color-subdued); }
+.hfgpt-table summary { cursor: pointer; color: var(--hfgpt-muted); }
 .hfgpt-table > div { max-height: 340px; overflow: auto; margin-top: 6px; }
 .hfgpt-table table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .hfgpt-table th { text-align: left; position: sticky; top: 0; background: var(--background-fill-secondary); }
@@ -590,8 +593,8 @@ CSS = """
 .hfgpt-table ol { margin: 0; padding: 0; list-style: none; display: flex; flex-wrap: wrap; gap: 0 12px; }
 .hfgpt-table code, .hfgpt-tip code { white-space: pre-wrap; background: var(--background-fill-secondary);
   padding: 0 4px; border-radius: 4px; }
-.hfgpt-legend { display: flex; flex-wrap: wrap; gap: 10px; align-items: center; font-size: .78rem;
-  color: var(--body-text-color-subdued); }
+.hfgpt-legend { display: flex; justify-content: flex-end; flex-wrap: wrap; gap: 10px; align-items: center; font-size: .78rem;
+  color: var(--hfgpt-muted); }
 .hfgpt-scale { display: grid; grid-template-columns: repeat(5, 1fr); width: 300px; text-align: center; }
 .hfgpt-scale i { grid-column: 1 / -1; height: 8px; border-radius: 4px; border: 1px solid var(--border-color-primary);
   background: linear-gradient(to right, transparent, rgba(234, 88, 12, .62)); }
@@ -604,11 +607,11 @@ CSS = """
 .hfgpt-error { border: 1px solid #dc2626; background: rgba(220, 38, 38, .09); border-radius: 10px; padding: 10px 14px; }
 .hfgpt-answer { font-size: 1.35rem; font-weight: 650; margin: 0 0 10px; white-space: pre-wrap; }
 .hfgpt-bar { display: grid; grid-template-columns: minmax(80px, 30%) 1fr 60px; gap: 10px; align-items: center;
-  margin: 6px 0; color: var(--body-text-color-subdued); }
+  margin: 6px 0; color: var(--hfgpt-muted); }
 .hfgpt-bar.hfgpt-best { color: var(--body-text-color); font-weight: 600; }
 .hfgpt-bar b { text-align: right; font-variant-numeric: tabular-nums; font-weight: inherit; }
 .hfgpt-bar meter { width: 100%; height: 14px; appearance: none; }
-.hfgpt-bar meter::-webkit-meter-bar { background: var(--background-fill-secondary); border: 0; border-radius: 7px; }
+.hfgpt-bar meter::-webkit-meter-bar { background: var(--border-color-primary); border: 0; border-radius: 7px; }
 .hfgpt-bar meter::-webkit-meter-optimum-value { background: var(--neutral-400); border-radius: 7px; }
 .hfgpt-bar.hfgpt-best meter::-webkit-meter-optimum-value { background: var(--color-accent); }
 """
@@ -715,7 +718,7 @@ def build_page(page: Page, task_example: Mapping[str, str] | None = None) -> Any
     gr = gradio()
     names = " and ".join(speaker.name for speaker in page.speakers)
     with gr.Blocks(title=f"hfgpt: {names}", analytics_enabled=False) as blocks:
-        gr.HTML(f'<div class="hfgpt-head"><h1>hfgpt</h1><p>{escape(names)}</p></div>')
+        gr.HTML(f'<div class="hfgpt-head hfgpt-flush"><h1>hfgpt</h1><p>{escape(names)}</p></div>')
         task_first = not page.writers
         with gr.Tabs(selected="task" if task_first else "write"):
             if page.writers:
@@ -742,38 +745,36 @@ def _cards(gr: Any, speakers: Sequence[Speaker], prefix: str) -> list[Any]:
 def _write_tab(gr: Any, page: Page) -> None:
     limit = page.position_limit
     most = min(MOST_NEW_TOKENS, limit - 1) if limit is not None else MOST_NEW_TOKENS
+    prompt = gr.Textbox(
+        label="Prompt",
+        placeholder="Text to continue; empty starts a new document. Shift and Enter writes.",
+        lines=4,
+        elem_id="prompt",
+        autofocus=True,
+    )
+    with gr.Row(equal_height=True):
+        tokens = gr.Slider(
+            1,
+            most,
+            min(DEFAULT_NEW_TOKENS, max(most // 2, 1)),
+            step=1,
+            label="New tokens",
+            buttons=[],
+            elem_id="new-tokens",
+            min_width=190,
+        )
+        temperature = gr.Slider(
+            0, 2, 1.0, step=0.05, label="Temperature", buttons=[], elem_id="temperature", min_width=190
+        )
+        top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", buttons=[], elem_id="top-p", min_width=190)
+        seed = gr.Number(0, label="Seed", placeholder="any", precision=0, elem_id="seed", min_width=110, scale=0)
+        stops = gr.Textbox(label="Stop at", placeholder="one text a line", elem_id="stop-texts", min_width=190)
     with gr.Row():
-        with gr.Column(scale=3):
-            prompt = gr.Textbox(
-                label="Prompt",
-                placeholder="Text to continue; empty starts a new document",
-                lines=5,
-                elem_id="prompt",
-                autofocus=True,
-            )
-            with gr.Row():
-                write = gr.Button("Write", variant="primary", elem_id="write-button")
-                stop = gr.Button("Stop", elem_id="stop-button")
-        with gr.Column(scale=2):
-            with gr.Row():
-                tokens = gr.Slider(
-                    1,
-                    most,
-                    min(DEFAULT_NEW_TOKENS, max(most // 2, 1)),
-                    step=1,
-                    label="New tokens",
-                    elem_id="new-tokens",
-                )
-                temperature = gr.Slider(
-                    0, 2, 1.0, step=0.05, label="Temperature (0: likeliest)", elem_id="temperature"
-                )
-            with gr.Row():
-                top_p = gr.Slider(0.05, 1, 0.9, step=0.05, label="Top-p", elem_id="top-p")
-                seed = gr.Number(0, label="Seed (empty: any)", precision=0, elem_id="seed")
-            stops = gr.Textbox(label="Stop at (a text a line; \\n is a new line)", lines=1, elem_id="stop-texts")
+        write = gr.Button("Write", variant="primary", elem_id="write-button", scale=0, min_width=160)
+        stop = gr.Button("Stop", elem_id="stop-button", scale=0, min_width=110)
+        gr.HTML(LEGEND)
     error = gr.HTML(visible=False, elem_id="write-error")
     cards = _cards(gr, page.writers, "written")
-    gr.HTML(LEGEND)
 
     def run(
         prompt: str,
@@ -799,7 +800,7 @@ def _write_tab(gr: Any, page: Page) -> None:
             yield [gr.HTML(error_html(_message(failure)), visible=True), *([gr.skip()] * len(page.writers))]
 
     inputs = [prompt, tokens, temperature, top_p, seed, stops]
-    _on(gr, [write.click], run, inputs, [error, *cards])
+    _on(gr, [write.click, prompt.submit], run, inputs, [error, *cards])
     stop.click(
         _stopper(gr, page),
         queue=False,
@@ -821,10 +822,11 @@ def _score_tab(gr: Any, page: Page) -> None:
     text = gr.Textbox(
         label="Text", placeholder="Text to score, from the beginning of a document", lines=5, elem_id="score-text"
     )
-    button = gr.Button("Score", variant="primary", elem_id="score-button")
+    with gr.Row():
+        button = gr.Button("Score", variant="primary", elem_id="score-button", scale=0, min_width=160)
+        gr.HTML(LEGEND)
     error = gr.HTML(visible=False, elem_id="score-error")
     cards = _cards(gr, page.writers, "scored")
-    gr.HTML(LEGEND)
 
     def run(text: str) -> list[Any]:
         try:
@@ -836,7 +838,7 @@ def _score_tab(gr: Any, page: Page) -> None:
             *(scored_html(speaker, tokens) for speaker, tokens in zip(page.writers, found)),
         ]
 
-    _on(gr, [button.click], run, [text], [error, *cards])
+    _on(gr, [button.click, text.submit], run, [text], [error, *cards])
 
 
 def _task_tab(gr: Any, page: Page, record: TaskRecord, given: Mapping[str, str] | None) -> None:
@@ -859,10 +861,13 @@ def _task_tab(gr: Any, page: Page, record: TaskRecord, given: Mapping[str, str] 
         )
         for name in names
     ]
-    button = gr.Button("Ask", variant="primary", elem_id="task-button")
+    with gr.Row():
+        button = gr.Button("Ask", variant="primary", elem_id="task-button", scale=0, min_width=160)
+        gr.HTML(
+            f'<p class="hfgpt-note hfgpt-flush">Asked as <code>{escape(task.prompt)}</code>, as in evaluation.</p>'
+        )
     error = gr.HTML(visible=False, elem_id="task-error")
     cards = _cards(gr, page.speakers, "answer")
-    gr.HTML(f'<p class="hfgpt-note">Asked as <code>{escape(task.prompt)}</code>, as in evaluation.</p>')
 
     def run(*values: str) -> list[Any]:
         try:
@@ -871,7 +876,7 @@ def _task_tab(gr: Any, page: Page, record: TaskRecord, given: Mapping[str, str] 
             return [gr.HTML(error_html(_message(failure)), visible=True), *([gr.skip()] * len(page.speakers))]
         return [gr.HTML(visible=False), *map(answer_html, page.speakers, found)]
 
-    _on(gr, [button.click], run, boxes, [error, *cards])
+    _on(gr, [button.click, *(box.submit for box in boxes)], run, boxes, [error, *cards])
 
 
 def _on(gr: Any, triggers: list[Any], run: Callable[..., Any], inputs: list[Any], outputs: list[Any]) -> None:

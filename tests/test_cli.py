@@ -1,5 +1,11 @@
 import io
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 from helpers import ROOT, make_reviews, run, write_jsonl
@@ -318,3 +324,209 @@ def test_a_curve_is_the_recipes_with_the_numbers_given(tmp_path, capsys, monkeyp
 
 def test_the_command_is_installed():
     assert "prepare" in run("-m", "hfgpt.cli", "--help", cwd=ROOT).stdout
+
+
+def test_help_says_what_an_exit_status_means(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    for status in ("0    done", "1    it failed", "2    bad input", "130  interrupted"):
+        assert status in out
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"hfgpt {version('hfgpt')}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["genrate", "x"], "hfgpt: error: there is no command `genrate`: did you mean `generate`?"),
+        (["zzzzzz"], "there is no command `zzzzzz`: the commands are prepare, generate,"),
+        (["plan", "--gpuss", "8"], "hfgpt plan: error: there is no option `--gpuss`: did you mean `--gpus`?"),
+        (["plan", "--gpuss=8"], "there is no option `--gpuss`: did you mean `--gpus`?"),
+        (["plan", "--zzz"], "there is no option `--zzz`: `hfgpt plan --help` lists what there is."),
+        (["plan", "gpt3-125m", "gpt3-350m"], "'gpt3-350m' is one word too many"),
+        (["convert", "a", "b", "--to", "gpt4"], "invalid choice: 'gpt4'"),
+        (["plan", "--gpus", "x"], "invalid int value: 'x'"),
+        (["push", "model", "me/name", "--token", "hf_secret"], "there is no option `--token`"),
+        (["push", "model", "me/name", "--private", "--public"], "not allowed with argument"),
+        ([], "COMMAND"),
+    ],
+)
+def test_a_wrong_word_is_one_message_with_the_nearest_right_one(words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(words)
+    captured = capsys.readouterr()
+    assert end.value.code == 2 and message in captured.err and captured.out == ""
+
+
+def test_push_and_pull_hand_their_options_on(monkeypatch, capsys):
+    calls = []
+
+    class Done:
+        def as_dict(self):
+            return {"repo_id": "kim/tiny"}
+
+        def lines(self):
+            return ["kim/tiny", "2 files"]
+
+    def record(name):
+        return lambda *args, **options: calls.append((name, args, options)) or print("a library's word") or Done()
+
+    monkeypatch.setattr("hfgpt.hub.push", record("push"))
+    monkeypatch.setattr("hfgpt.hub.pull", record("pull"))
+    words = [
+        "push",
+        "out/run",
+        "kim/tiny",
+        "--private",
+        "--revision",
+        "v1",
+        "--with-code",
+        "--message",
+        "First",
+        "--json",
+    ]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"repo_id": "kim/tiny"} and captured.err == "a library's word\n"
+    assert (
+        main(["push", "out/run", "kim/tiny", "--public", "--adapter-only"])
+        == main(["push", "out/run", "kim/tiny"])
+        == 0
+    )
+    assert main(["pull", "kim/tiny", "here", "--revision", "v1"]) == main(["pull", "kim/tiny"]) == 0
+    assert capsys.readouterr().out == "kim/tiny\n2 files\n" * 4
+    names = ("private", "revision", "adapter_only", "with_code", "message")
+    assert [(name, args, *(options.get(one) for one in names)) for name, args, options in calls] == [
+        ("push", ("out/run", "kim/tiny"), True, "v1", False, True, "First"),
+        ("push", ("out/run", "kim/tiny"), False, None, True, False, None),
+        ("push", ("out/run", "kim/tiny"), None, None, False, False, None),
+        ("pull", ("kim/tiny", "here"), None, "v1", None, None, None),
+        ("pull", ("kim/tiny", "tiny"), None, None, None, None, None),
+    ]
+
+
+def out_of_memory():
+    import torch
+
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (ValueError("`gpus` must be at least 1."), 2, "hfgpt plan: error: `gpus` must be at least 1.\n"),
+        (OSError(28, "No space left on device", "x.png"), 1, "No space left on device: 'x.png'\n"),
+        (ImportError("libcudart.so.13: cannot open"), 1, "libcudart.so.13: cannot open. `hfgpt doctor` says"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (out_of_memory, 1, "hfgpt plan: error: out of memory: CUDA out of memory. Tried to allocate 2 GiB.\n"),
+    ],
+)
+def test_each_way_to_fail_has_its_exit_status_and_no_traceback(error, status, message, monkeypatch, capsys):
+    def fail(*_):
+        raise error() if callable(error) else error
+
+    monkeypatch.setattr("hfgpt.planner.plan", fail)
+    assert main(["plan", "gpt3-125m", "--gpus", "8"]) == status
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err and captured.out == ""
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("hfgpt.planner.plan", lambda *_: {}["x"])
+    with pytest.raises(KeyError):
+        main(["plan", "gpt3-125m", "--gpus", "8"])
+
+
+def test_a_reader_that_goes_ends_it_without_a_word():
+    command = subprocess.Popen(
+        [sys.executable, "-m", "hfgpt.cli", "recipes"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    command.stdout.close()
+    assert command.wait(60) == 1 and command.stderr.read() == b""
+
+
+PIPED = """
+import json, sys
+from hfgpt.cli import main
+for words in json.loads(sys.stdin.read()):
+    sys.argv[1:] = words
+    print("ENDS", main(), flush=True)
+"""
+
+
+def test_through_pipes_there_are_results_on_one_side_and_no_progress_bars_on_the_other(pretrained, labelled, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=1, n_head=2)).save_pretrained(
+        tmp_path / "gpt2"
+    )
+    commands = [
+        ["prepare", recipe(tmp_path), "--output", str(tmp_path / "corpus"), "--json"],
+        ["generate", str(pretrained), "The film", "--max-new-tokens", "2", "--device", "cpu", "--json"],
+        [*evaluate_words(pretrained, labelled, "--json"), "--resamples", "20"],
+        ["convert", str(tmp_path / "gpt2"), str(tmp_path / "gpt3"), "--to", "gpt3", "--json"],
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PIPED],
+        input=json.dumps(commands), capture_output=True, text=True, env=environment, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1::2] == ["ENDS 0"] * 4, done.stderr
+    prepared, generated, evaluated, converted = map(json.loads, lines[::2])
+    assert prepared["splits"] and generated["prompt"] == "The film"
+    assert evaluated["results"][0]["rows"] == 20 and converted["target_type"] == "gpt3"
+    assert not re.search(r"\r|[\u2588-\u258f]|it/s|\d%\|", done.stderr), done.stderr
+
+
+def complete(script, line, folder):
+    """What bash offers where the cursor stands behind `line`."""
+    code = f"""
+source {shlex.quote(str(script))}
+COMP_LINE={shlex.quote(line)}
+COMP_WORDS=({line}{' ""' if line.endswith(" ") else ""})
+COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+COMP_POINT=${{#COMP_LINE}}
+$(complete -p hfgpt | sed 's/.*-F \\([^ ]*\\) .*/\\1/') hfgpt "${{COMP_WORDS[COMP_CWORD]}}" "${{COMP_WORDS[COMP_CWORD-1]}}"
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, cwd=folder, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_options_choices_and_files(tmp_path, capsys):
+    assert main(["completion", "bash"]) == 0
+    script = tmp_path / "hfgpt.bash"
+    script.write_text(capsys.readouterr().out)
+    work = tmp_path / "work"
+    (work / "models").mkdir(parents=True)
+    (work / "mine.yaml").write_text("")
+    for line, offered in {
+        "hfgpt gen": {"generate"},
+        "hfgpt p": {"prepare", "plan", "push", "pull"},
+        "hfgpt convert --to ": {"gpt3", "gpt2"},
+        "hfgpt generate --max": {"--max-new-tokens"},
+        "hfgpt prepare --executor ": {"local", "ray", "slurm"},
+        "hfgpt prepare mi": {"mine.yaml"},
+        "hfgpt prepare --output m": {"models"},
+        "hfgpt generate m": {"models"},
+        "hfgpt plan --recipe m": {"mine.yaml", "models"},
+        "hfgpt completion ": {"bash", "zsh", "tcsh"},
+        "hfgpt --v": {"--version"},
+    }.items():
+        assert complete(script, line, work) == offered, line
+
+
+@pytest.mark.parametrize(("shell", "words"), [("zsh", "#compdef hfgpt"), ("tcsh", "complete hfgpt")])
+def test_other_shells_have_scripts_too(shell, words, capsys):
+    assert main(["completion", shell]) == 0
+    out = capsys.readouterr().out
+    assert words in out and "generate" in out
+    with pytest.raises(SystemExit):
+        main(["completion", "--help"])
+    assert f"hfgpt completion {shell}" in capsys.readouterr().out

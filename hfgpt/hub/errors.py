@@ -34,7 +34,7 @@ class HubError(ValueError):
 
 def without_tokens(text: str, *tokens: str | None) -> str:
     """`text` with every token in it replaced: these, this environment's, and whatever looks like one."""
-    for token in {*tokens, os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")}:
+    for token in {*tokens, get_token(), os.environ.get("HF_TOKEN")}:
         if token:
             text = text.replace(token, "hf_***")
     return TOKEN_PATTERN.sub("hf_***", text)
@@ -76,6 +76,8 @@ def _explain(error: Exception, repo_id: str, doing: str, token: str | None, revi
             f"{repo_id!r} is not a name on the Hub: give owner/name, with letters, digits, `-`, `_` and `.`, at most 96 "
             "characters."
         )
+    if isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error):
+        return f"{start}the token holds characters that no token has: {log_in}."
     if isinstance(error, LocalTokenNotFoundError):
         return f"{start}there is no token: {log_in}."
     if isinstance(error, OfflineModeIsEnabled) or (

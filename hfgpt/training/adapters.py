@@ -30,6 +30,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+from ..hub.files import RUN_FILES
 from ..model.convert import DTYPES, Conversion, check_output, convert, write_folder
 from ..tasks import ChoiceTask
 from ..tasks.saved import TASK_FILE, saved_task
@@ -49,6 +50,8 @@ MODEL_CLASSES: dict[str, Any] = {
 }
 # Layers that stay as they are in a model of 4 bits: output layers, and the new heads, which are trained whole.
 UNQUANTIZED = ["lm_head", "embed_out", "score", "classifier", "qa_outputs"]
+# Beside weights and tokenizer: the task, and what a model card is written from.
+COMING_ALONG = (TASK_FILE, *RUN_FILES)
 LARGE_SHARE = 0.02
 MERGE_TOLERANCE = 1e-4  # of logits in float32, over the largest of them where that is above 1
 PROBE_TOKENS = 32
@@ -275,7 +278,7 @@ def merge(
 
     Works on the CPU, in float32. The folder appears only when it is whole: no weight is empty or not finite, and the
     logits of the model as written equal those of base and adapter (to 1e-4, before rounding to a smaller `dtype`).
-    Tokenizer, generation settings and `task.json` come along. Memory: the model in float32.
+    Tokenizer, generation settings, `task.json` and what the run left for a model card come along. Memory: the model in float32.
 
     Args:
         adapter: Folder or Hub name. An adapter trained over a quantized base is merged into the base as it is stored.
@@ -344,8 +347,9 @@ def merge(
         model.save_pretrained(staging, **shards)
         if tokenizer is not None:
             tokenizer.save_pretrained(staging)
-        if (folder / TASK_FILE).is_file():
-            shutil.copyfile(folder / TASK_FILE, staging / TASK_FILE)
+        for name in COMING_ALONG:
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, staging / name)
         loader = type(model)
         del model  # a large one does not fit twice
         gc.collect()
@@ -376,8 +380,9 @@ def _merge_and_convert(
     try:
         merged = merge(folder, whole, dtype=dtype)
         done = convert(whole, output, to, dtype=dtype, overwrite=overwrite, max_shard_size=max_shard_size)
-        if (whole / TASK_FILE).is_file():
-            shutil.copyfile(whole / TASK_FILE, output / TASK_FILE)
+        for name in COMING_ALONG:
+            if (whole / name).is_file():
+                shutil.copyfile(whole / name, output / name)
     finally:
         shutil.rmtree(whole, ignore_errors=True)
     return Conversion(**{**vars(done), "notes": (*merged.notes, *done.notes)})

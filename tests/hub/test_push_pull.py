@@ -212,6 +212,8 @@ def test_a_download_that_broke_off_leaves_nothing_under_its_name(hub, model_fold
 
 REFUSALS = {
     "a bad token": ({"token": "hf_nobodyKnowsThisToken"}, "does not know this token: log in"),
+    "a token with a line break": ({"token": "hf_one\nhf_twoAndItsRest"}, "holds characters that no token has"),
+    "a token in Hangul": ({"token": "hf_\ud1a0\ud070"}, "holds characters that no token has"),
     "a token that only reads": ({"token": READ_TOKEN}, "token may not write there"),
     "another's token": ({"token": OTHER_TOKEN}, "token may not write there"),
 }

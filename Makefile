@@ -17,12 +17,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "hfgpt needs Python 3.11 or newer; name one with PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	@echo "installing hfgpt and what it needs into $(VENV): a minute or two"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	@echo "installing hfgpt, what it needs and the checks into $(VENV): a minute or two"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
@@ -52,5 +52,8 @@ docs: $(VENV)/.installed-dev  ## the documentation, in out/site; a warning is an
 docs-serve: $(VENV)/.installed-dev  ## the documentation at http://127.0.0.1:8000, built anew at every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-clean:  ## remove .venv and everything the demo made
-	rm -rf $(VENV) out
+dist: $(VENV)/.installed-dev  ## the wheel and the source archive, in dist/
+	$(BIN)/python -m build
+
+clean:  ## remove .venv, what was built and everything the demo made
+	rm -rf $(VENV) build dist out

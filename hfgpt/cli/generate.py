@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 
@@ -92,7 +93,9 @@ def _run(arguments: argparse.Namespace) -> None:
     }
     sampled = (arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
     options["do_sample"] = arguments.sample or any(value is not None for value in sampled)
-    model, tokenizer = load_writer(arguments.model, arguments.device)
+    # Libraries say a word on standard output when they are imported.
+    with redirect_stdout(sys.stderr):
+        model, tokenizer = load_writer(arguments.model, arguments.device)
 
     def write(text: str) -> None:
         print(text, end="", flush=True)
@@ -148,7 +151,9 @@ def _talk(arguments: argparse.Namespace) -> None:
     top_p = {} if arguments.top_k is None else {"top_p": 1.0}
     settings = Settings(options=options, **{**top_p, **given})
     template = _unescaped(arguments.template) if arguments.template is not None else None
-    model, tokenizer = load_writer(arguments.model, arguments.device)
+    # Libraries say a word on standard output when they are imported.
+    with redirect_stdout(sys.stderr):
+        model, tokenizer = load_writer(arguments.model, arguments.device)
     conversation = Conversation(model, tokenizer, template, opening, _stop(arguments), settings)
     failed = Session(conversation, as_json=arguments.json).run(arguments.prompt)
     if failed and not sys.stdin.isatty():

@@ -6,7 +6,7 @@ WORKERS ?= auto
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-slow lint format docs docs-serve clean
+.PHONY: help install demo test test-slow lint format docs docs-serve dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

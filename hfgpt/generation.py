@@ -24,7 +24,7 @@ from transformers import (
 from transformers.utils import cached_file
 
 from .tasks.encoding import first_ids, token_ids
-from .tasks.saved import saved_task
+from .tasks.saved import TASK_FILE, saved_task
 from .tasks.scoring import StopTexts
 from .training.adapters import ADAPTER_CONFIG_FILE, MODEL_CLASSES, TASK_TYPES, load_adapter
 
@@ -218,13 +218,13 @@ def load_writer(
     """`load` of a model that writes text.
 
     Raises:
-        ValueError: The model has a classification layer or finds spans, or it cannot be loaded.
+        ValueError: The model classifies or finds spans, or it cannot be loaded.
     """
-    _check_writes(model_name_or_path)
+    check_writes(model_name_or_path)
     return load(model_name_or_path, device, dtype=dtype)
 
 
-def _check_writes(name: str | Path) -> None:
+def check_writes(name: str | Path) -> None:
     """Raise a `ValueError` for a folder whose model answers by a layer of its own: its text would be of no use."""
     record = saved_task(name)
     other = record.head if record is not None and record.head != "lm" else None
@@ -248,9 +248,13 @@ def _check_writes(name: str | Path) -> None:
             return
     if other is not None:
         what = "classifies texts" if other == "classification" else "finds answers in a passage"
+        if record is None:
+            how = f"Without a {TASK_FILE} beside it nothing is known of its task."
+        else:
+            how = "Ask it by `hfgpt evaluate` or `hfgpt demo`."
         raise ValueError(
-            f"{name} was fine-tuned with a {other} head: it {what} and does not write. Ask it by `hfgpt evaluate` or "
-            "`hfgpt demo`; to write, give its base model, or fine-tune with `head: lm`."
+            f"{name} was fine-tuned with a {other} head: it {what} and does not write. {how} To write, give its base "
+            "model, or fine-tune with `head: lm`."
         )
 
 

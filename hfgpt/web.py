@@ -29,6 +29,7 @@ from .generation import (
     Continuation,
     TextScore,
     TokenProbability,
+    check_writes,
     continue_prompt,
     load,
     position_limit,
@@ -121,6 +122,8 @@ def open_models(model: str | Path, compare: str | Path | None = None, device: st
 def _open(name: str | Path, device: str | None) -> Speaker:
     folder = _folder_of_adapter(name)
     record = saved_task(folder or _folder_of_record(name))
+    if record is None:
+        check_writes(folder or name)
     head = record.head if record is not None else "lm"
     model, tokenizer = load(folder or name, device, head)
     if hasattr(model, "peft_config"):
@@ -223,7 +226,8 @@ class Page:
     def __init__(self, speakers: Sequence[Speaker]):
         self.speakers = list(speakers)
         self.writers = [speaker for speaker in speakers if speaker.head == "lm"]
-        self.record = speakers[-1].record
+        records = [speaker.record for speaker in reversed(speakers) if speaker.record is not None]
+        self.record = records[0] if records else None
         self._lock = threading.Lock()
         self._stopped: set[str] = set()
 
@@ -323,7 +327,7 @@ class Page:
             return found
 
     def ask(self, row: Mapping[str, str]) -> list[TaskAnswer]:
-        """The answer of each model to the input of the task that the page's own was fine-tuned for.
+        """The answer of each model to the input of the task that the page's own, or else the other, was fine-tuned for.
 
         Args:
             row: The fields of the task's prompt; and its choices, one a line, where each row brings its own.
@@ -560,12 +564,15 @@ CSS = """
 .dark .gradio-container, .gradio-container.dark { --hfgpt-muted: #9fb0c7; }
 .gradio-container .html-container:has(.hfgpt-flush) { padding: 0 !important; }
 .row > .block:has(.hfgpt-card) > .html-container, .row > .block:has(.hfgpt-card) .prose { height: 100%; }
+.gradio-container .row:has(> .block .hfgpt-card, > .block .hfgpt-legend) { flex-wrap: wrap; }
+.gradio-container .row > .block:has(.hfgpt-card) { flex: 1 1 min(320px, 100%) !important; min-width: 0 !important; }
+.gradio-container .row > .block:has(.hfgpt-legend) { flex: 1 1 300px !important; min-width: 0 !important; }
 .hfgpt-head h1 { margin: 0; font-size: 1.5rem; font-weight: 650; letter-spacing: -.01em; }
 .hfgpt-head p { margin: .2rem 0 0; color: var(--hfgpt-muted); }
 .hfgpt-card { border: 1px solid var(--border-color-primary); border-radius: 12px; padding: 16px 18px;
   background: var(--background-fill-primary); height: 100%; box-sizing: border-box; }
 .hfgpt-card header { display: flex; flex-wrap: wrap; gap: 2px 12px; align-items: baseline; margin-bottom: 10px; }
-.hfgpt-card h3 { margin: 0; font-size: 1rem; font-weight: 650; }
+.hfgpt-card h3 { margin: 0; overflow-wrap: anywhere; font-size: 1rem; font-weight: 650; }
 .hfgpt-card header p, .hfgpt-note { margin: 0; font-size: .8rem; color: var(--hfgpt-muted); }
 .hfgpt-note { margin-top: 10px; }
 .hfgpt-text { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 1rem; line-height: 1.85; min-height: 3.7em; }
@@ -595,7 +602,7 @@ CSS = """
   padding: 0 4px; border-radius: 4px; }
 .hfgpt-legend { display: flex; justify-content: flex-end; flex-wrap: wrap; gap: 10px; align-items: center; font-size: .78rem;
   color: var(--hfgpt-muted); }
-.hfgpt-scale { display: grid; grid-template-columns: repeat(5, 1fr); width: 300px; text-align: center; }
+.hfgpt-scale { display: grid; grid-template-columns: repeat(5, 1fr); width: min(300px, 100%); text-align: center; }
 .hfgpt-scale i { grid-column: 1 / -1; height: 8px; border-radius: 4px; border: 1px solid var(--border-color-primary);
   background: linear-gradient(to right, transparent, rgba(234, 88, 12, .62)); }
 .hfgpt-tip { position: fixed; z-index: 9999; max-width: 330px; padding: 10px 12px; border-radius: 10px; font-size: .85rem;

@@ -14,6 +14,8 @@ from hfgpt.generation import (
     token_bytes,
     token_probabilities,
 )
+from hfgpt.tasks import ChoiceTask
+from hfgpt.tasks.saved import TaskRecord, save_task
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +188,12 @@ def test_a_model_with_a_head_does_not_write(pretrained, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(pretrained)
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(pretrained).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"classification head: it classifies texts and does not write.*hfgpt demo"):
+    with pytest.raises(
+        ValueError, match=r"classification head: it classifies texts and does not write\. Without a task"
+    ):
+        load_writer(tmp_path)
+    task = ChoiceTask("sentiment", prompt="{text}", choices={"bad": " bad", "good": " good"})
+    save_task(TaskRecord(task, "choice", "en", head="classification"), tmp_path)
+    with pytest.raises(ValueError, match=r"does not write\. Ask it by `hfgpt evaluate` or `hfgpt demo`"):
         load_writer(tmp_path)
     assert load_writer(pretrained, "cpu")[0].num_parameters() > 0

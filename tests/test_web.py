@@ -140,6 +140,8 @@ def test_a_classifier_answers_beside_its_base_and_does_not_write(pretrained, tmp
     model = AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=2)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(pretrained).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"Without a task\.json beside it nothing is known of its task"):
+        open_models(folder, device="cpu")
     save_task(TaskRecord(RECORD.task, "choice", "en", head="classification", max_length=40), folder)
     alone = Page(open_models(folder, device="cpu"))
     with pytest.raises(ValueError, match="None of the models writes"):

@@ -40,6 +40,7 @@ NEEDS = re.compile(r"#\s*needs (a GPU|the Hub|a GPU and the Hub|a cluster)\s*$")
 ELSEWHERE = {
     "hfgpt evaluate --curve": "tests/evaluation/test_curve.py",
     "hfgpt demo": "tests/test_web.py",
+    "hfgpt doctor": "tests/test_doctor.py",
     "recipes/accelerate/cpu-ddp.yaml": "tests/distributed/test_launch.py",
 }
 
@@ -146,8 +147,8 @@ def reviews_rows(count: int, seed: int) -> list[dict]:
                 "stars": 5 if good else 1,
                 "film": review["film"],
                 "activity_label": "Reading a review",
-                "ctx": "The film was",
-                "ctx_a": "The film was",
+                "ctx": f"{review['text']} The film was",
+                "ctx_a": f"{review['text']} The film was",
                 "ctx_b": "",
                 "endings": [" good.", " bad.", " long.", " short."],
             }

@@ -128,6 +128,13 @@ def test_nothing_is_fetched_from_elsewhere(pages):
         assert not outside, f"{path}: {outside}"
 
 
+def test_every_page_has_one_title(site, pages):
+    """A line that begins with the number of an issue is no heading."""
+    for path in pages:
+        titles = re.findall(r"<h1[ >].*?</h1>", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        assert len(titles) == 1, f"{path.relative_to(site)}: {[plain(title) for title in titles]}"
+
+
 def public_modules() -> list[str]:
     modules = []
     for path in sorted((ROOT / "hfgpt").rglob("*.py")):

@@ -582,11 +582,12 @@ def _ask_hub(endpoint: str, token: str | None, place: str) -> Iterator[Check]:
             "set HTTPS_PROXY if there is a proxy, HF_ENDPOINT if there is a mirror; or HF_HUB_OFFLINE=1 to work from the "
             "cache without waiting for it"
         )
-        yield _problem("hub", f"{_shown(endpoint)} cannot be reached ({_shown(_one_line(error))})", advice)
+        # Most work needs none of it.
+        yield _note("hub", f"{_shown(endpoint)} cannot be reached ({_shown(_one_line(error))})", advice)
         yield _ok("token", f"there is one, in {place}, not tried" if token else "none")
         return
     if answer.status_code >= 500:
-        yield _problem("hub", f"{_shown(endpoint)} answers with status {answer.status_code}", "try again later")
+        yield _note("hub", f"{_shown(endpoint)} answers with status {answer.status_code}", "try again later")
     else:
         yield _ok("hub", f"{_shown(endpoint)} can be reached")
     if token is None:

@@ -199,7 +199,7 @@ def test_an_accelerate_config_of_ones_own(machine, monkeypatch, tmp_path):
         ("hf_readonly", None, "ok", "note", "kim's, in HF_TOKEN, may read alone"),
         ("hf_unknown", None, "ok", "problem", "does not take that of HF_TOKEN"),
         ("hf_two words", None, "ok", "problem", "has a space"),
-        (TOKEN, None, "problem", "ok", "there is one, in HF_TOKEN, not tried"),
+        (TOKEN, None, "note", "ok", "there is one, in HF_TOKEN, not tried"),
     ],
 )
 def test_the_hub_and_whose_token_it_is(tmp_path, monkeypatch, token, stored, hub, status, words):

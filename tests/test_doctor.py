@@ -212,10 +212,10 @@ def test_the_hub_and_whose_token_it_is(tmp_path, monkeypatch, token, stored, hub
         (home / "token").write_text(stored)
     with server, server.in_process(token, home=home):
         monkeypatch.setattr(doctor, "_import_all", lambda names: {})
-        if hub == "problem":
+        if hub == "note":
             server.stop()
         report = examine()
-        if hub == "problem":
+        if hub == "note":
             server.start()
     found = {check.name: check for check in report.checks}
     assert (found["hub"].status, found["token"].status) == (hub, status), found["token"]

@@ -375,7 +375,8 @@ class _Facts:
         trust = "trust_remote_code=True" if self.options.with_code else ""
         lines = []
         if is_gpt3 and not self.options.with_code:
-            lines.append("import hfgpt  # registers gpt3 with transformers' Auto classes")
+            other = "; or trust_remote_code=True, where its base has its code" if self.is_adapter else ""
+            lines.append(f"import hfgpt  # registers gpt3 with transformers' Auto classes{other}")
         class_name = MODEL_CLASSES[tag]
         if self.is_adapter:
             class_name = f"AutoPeft{class_name.removeprefix('Auto')}"

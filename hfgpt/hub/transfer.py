@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     LocalTokenNotFoundError,
     RevisionNotFoundError,
 )
+from xxhash import xxh3_128_hexdigest
 
 from ..manifest import MANIFEST_FILE, checkpoint_step, hash_files, list_checkpoints, publish, sizes_problem
 from ..version import __version__
@@ -254,7 +255,7 @@ def staged(
     """
     folder = found.folder
     if found.kind == "checkpoint":
-        return {f"{folder.name}/{name}": folder / name for name in found.files}
+        return _staged_checkpoint(found, options, scratch)
     files: dict[str, Source] = {name: folder / name for name in found.files}
     large = shards.needs_sharding(folder, found.files, max_bytes)
     if large:
@@ -268,6 +269,25 @@ def staged(
         files.update({name: scratch / name for name in code.write_code(scratch)})
     files[CARD_FILE] = _card(found, repo_id, options, adapter_config).encode("utf-8")
     return files
+
+
+def _staged_checkpoint(found: Contents, options: card.CardOptions, scratch: Path) -> dict[str, Source]:
+    """A checkpoint's files, in a folder of its name; with code, its manifest has that too."""
+    folder = found.folder
+    files: dict[str, Source] = {name: folder / name for name in found.files}
+    if not options.with_code:
+        return {f"{folder.name}/{name}": source for name, source in files.items()}
+    added: dict[str, Source] = {CONFIG_FILE: _json(code.with_auto_map(read_json(folder / CONFIG_FILE)))}
+    own_code: dict[str, Source] = {name: scratch / name for name in code.write_code(scratch)}
+    added.update(own_code)
+    manifest = read_json(folder / MANIFEST_FILE)
+    for name, source in added.items():
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        manifest["files"][name] = {"bytes": len(data), "xxh3_128": xxh3_128_hexdigest(data)}
+    files.update(added)
+    files[MANIFEST_FILE] = _json(manifest)
+    # At the root too, where transformers looks for a subfolder's code.
+    return {**own_code, **{f"{folder.name}/{name}": source for name, source in files.items()}}
 
 
 def commit(

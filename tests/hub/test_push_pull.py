@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hfgpt.hub import HubError, pull, push
+from hfgpt.training.checkpoints import why_incomplete
 
 
 PROMPT = "The film was wonderful"
@@ -30,17 +31,26 @@ def local_logits(folder: Path) -> torch.Tensor:
 WITHOUT_HFGPT = """
 import sys
 import torch
+from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-name, output = sys.argv[1:]
-model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(name)
+output, pulled = sys.argv[1:]
+code = {"trust_remote_code": True}
+tokenizer = AutoTokenizer.from_pretrained("kim/film")
 inputs = tokenizer("The film was wonderful", return_tensors="pt")
+models = {
+    "model": AutoModelForCausalLM.from_pretrained("kim/film", **code),
+    "adapter": AutoPeftModelForCausalLM.from_pretrained("kim/film-lora", **code),
+    "checkpoint": AutoModelForCausalLM.from_pretrained("kim/run", subfolder="checkpoint-12", **code),
+    "pulled": AutoModelForCausalLM.from_pretrained(pulled, **code),
+}
 with torch.inference_mode():
-    torch.save(model(**inputs).logits, output)
-text = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    torch.save({name: model.eval()(**inputs).logits for name, model in models.items()}, output)
+text = models["model"].generate(**inputs, max_new_tokens=4, do_sample=False)
 assert text.shape[1] == inputs["input_ids"].shape[1] + 4
-assert type(model).__name__ == "GPT3ForCausalLM" and type(model).__module__.startswith("transformers_modules")
+for model in models.values():
+    kind = type(model.get_base_model() if hasattr(model, "get_base_model") else model)
+    assert kind.__name__ == "GPT3ForCausalLM" and kind.__module__.startswith("transformers_modules"), kind
 assert not any(name.split(".")[0] == "hfgpt" for name in sys.modules), "hfgpt was imported"
 try:
     import hfgpt
@@ -80,19 +90,32 @@ def test_a_model_comes_back_with_equal_logits(hub, model_folder, tmp_path):
     assert not list(tmp_path.glob("*.incomplete"))
 
 
-def test_with_code_a_model_loads_where_hfgpt_is_not_installed(hub, model_folder, tmp_path):
+def test_with_code_all_loads_where_hfgpt_is_not_installed(hub, run_folder, model_folder, adapter_folder, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+
+    checkpoint = run_folder / "checkpoint-12"
     push(model_folder, "kim/film", with_code=True)
     assert "auto_map" not in json.loads((model_folder / "config.json").read_text())  # the folder is as it was
+    push(adapter_folder, "kim/film-lora")
+    push(checkpoint, "kim/run", with_code=True)
+    pulled = pull("kim/run", tmp_path / "pulled").path / checkpoint.name
     run(
-        "-c", WITHOUT_HFGPT, "kim/film", tmp_path / "logits.pt", cwd=tmp_path,
+        "-c", WITHOUT_HFGPT, tmp_path / "logits.pt", pulled, cwd=tmp_path,
         **{**hub.environment(TOKEN, home=tmp_path / "home"), **hide_hfgpt(tmp_path)},
     )  # fmt: skip
+    found = torch.load(tmp_path / "logits.pt")
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
     expected = local_logits(model_folder)
-    assert torch.equal(torch.load(tmp_path / "logits.pt"), expected)
+    assert torch.equal(found["model"], expected)
+    assert torch.equal(found["adapter"], logits(AutoPeftModelForCausalLM.from_pretrained(adapter_folder), tokenizer))
+    of_checkpoint = logits(AutoModelForCausalLM.from_pretrained(checkpoint), tokenizer)
+    assert torch.equal(found["checkpoint"], of_checkpoint) and torch.equal(found["pulled"], of_checkpoint)
+    assert why_incomplete(pulled) is None  # a run goes on from it as before
+
     # Where hfgpt is installed its own classes are taken, and no code of the repository runs.
     here = AutoModelForCausalLM.from_pretrained("kim/film")
     assert type(here).__module__.startswith("hfgpt.")
-    assert torch.equal(logits(here, AutoTokenizer.from_pretrained("kim/film")), expected)
+    assert torch.equal(logits(here, tokenizer), expected)
 
     push(model_folder, "kim/film")
     assert not [name for name in hub.files("kim/film") if name.endswith(".py")]

@@ -193,7 +193,9 @@ def _commands(parser: argparse.ArgumentParser, level: int) -> Iterator[str]:
             told = {choice.dest: choice.help for choice in action._choices_actions}
             for name, sub in action.choices.items():
                 yield f"{'#' * level} `{sub.prog}`"
-                yield _cell((sub.description or told.get(name) or "") % {"prog": sub.prog})
+                told_here = (sub.description or told.get(name) or "") % {"prog": sub.prog}
+                raw = issubclass(sub.formatter_class, argparse.RawDescriptionHelpFormatter)
+                yield f"```text\n{told_here}\n```" if raw else _cell(told_here)
                 yield f"```text\n{sub.format_usage().strip()}\n```"
                 tables: dict[str, list[str]] = {}
                 for group in sub._action_groups:

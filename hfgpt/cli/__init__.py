@@ -6,6 +6,7 @@ JSON document; notes, warnings and progress go to standard error, where progress
 """
 
 import argparse
+import logging
 import os
 import sys
 from difflib import get_close_matches
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is None:
         _quiet_unless_terminal()
+        # On a processor it misses a faster kernel, and says so in every command: peft imports it where it is installed.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     words = sys.argv[1:] if argv is None else argv
     parser = make_parser()
     _check_command(parser, words)

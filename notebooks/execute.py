@@ -72,7 +72,7 @@ def execute(
     unless another is given.
 
     Raises:
-        CellExecutionError, RuntimeError: A cell fails; the notebook has the outputs up to there.
+        RuntimeError: A cell fails; the notebook has the outputs up to there.
     """
     client = NotebookClient(
         notebook,
@@ -81,11 +81,16 @@ def execute(
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
     )
-    client.execute(env={**(environment or os.environ), **QUIET})
+    try:
+        client.execute(env={**(environment or os.environ), **QUIET})
+    except CellExecutionError:
+        # The first error is told below: after one in a cell with `%%capture` the next cell runs all the same.
+        if not any(output.output_type == "error" for cell in notebook.cells for output in cell.get("outputs", [])):
+            raise
     for number, cell in enumerate(notebook.cells):
         cell.metadata.pop("execution", None)  # times of day
         for output in cell.get("outputs", []):
-            if output.output_type == "error":  # `%%capture` lets the next cell run all the same
+            if output.output_type == "error":
                 raise RuntimeError(f"Cell {number}: {output.ename}: {output.evalue}")
     notebook.metadata = nbformat.from_dict(
         {

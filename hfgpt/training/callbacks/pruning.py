@@ -15,10 +15,13 @@ from .common import finite_number, logger, lower_is_better
 class CheckpointPruningCallback(TrainerCallback):
     """Deletes checkpoints after each save, but the newest, those at intervals and the best; with any Trainer.
 
-    Whatever is asked for, these stay: the newest, the newest that is whole, the one this run was resumed from, the one that
-    Trainer calls the best, and any that a link in the output folder points to. Nothing is deleted but real folders named
-    `checkpoint-STEP` directly in the output folder that a Trainer has finished writing. A checkpoint loses its name before
-    its files go, so that half of one is never resumed from. A deletion that fails is a warning.
+    Whatever is asked for, these stay: the one just saved, the newest that is whole, the one this run was resumed from, the
+    one that Trainer calls the best, and any that a link in the output folder points to. Nothing is deleted but real folders
+    named `checkpoint-STEP` directly in the output folder that a Trainer has finished writing. A checkpoint loses its name
+    before its files go, so that half of one is never resumed from. A deletion that fails is a warning.
+
+    A folder that holds checkpoints of later steps than the run's own, of another run or of one that was rolled back, is told
+    before the first step: they count as older than all of this run, and are the first to go.
 
     Args:
         keep_last: The newest to keep.
@@ -82,6 +85,16 @@ class CheckpointPruningCallback(TrainerCallback):
                 f"`save_total_limit` ({args.save_total_limit}) has Trainer delete checkpoints that CheckpointPruningCallback "
                 f"is to keep: set it to None, and here `keep_last={args.save_total_limit}`."
             )
+        try:
+            later = [folder.name for folder in list_checkpoints(args.output_dir) if _is_later(folder, state)]
+        except OSError:  # told at the first save
+            later = []
+        if later and args.should_save:
+            self._tell(
+                f"{args.output_dir} has checkpoints of later steps than this run's {state.global_step:,}: "
+                f"{', '.join(later)}. They count as older than what this run saves, and are deleted first: move away what "
+                "you want to keep, or use another `output_dir`."
+            )
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Delete what is not to be kept."""
@@ -106,15 +119,16 @@ class CheckpointPruningCallback(TrainerCallback):
 
         Args:
             output_dir: Folder of the run.
-            state: `trainer.state`, for the metric and what Trainer calls the best.
+            state: `trainer.state`, for the step, the metric and what Trainer calls the best.
         """
-        folders = list_checkpoints(output_dir)
+        # Newest first, and then what this run has not come to: of another run, or of before a rollback.
+        folders = sorted(list_checkpoints(output_dir), key=lambda folder: _is_later(folder, state))
         whole = [folder for folder in folders if _is_whole(folder)]
         kept = {*folders[:1], *whole[: self.keep_last]}
         kept.update(self._at_intervals(whole))
         kept.update(self._best(whole, state.log_history))
         protected = {checkpoint_step(Path(state.best_model_checkpoint))} if state.best_model_checkpoint else set()
-        protected.add(self._resumed_step)
+        protected.update((self._resumed_step, state.global_step))
         linked = {link.resolve() for link in Path(output_dir).iterdir() if link.is_symlink()}
         doomed = []
         for folder in folders:
@@ -162,6 +176,11 @@ class CheckpointPruningCallback(TrainerCallback):
         if words not in self._told:  # once a run
             self._told.add(words)
             logger.warning(words)
+
+
+def _is_later(folder: Path, state: TrainerState) -> bool:
+    """Whether a checkpoint is of a step that the run has not come to."""
+    return (checkpoint_step(folder) or 0) > state.global_step
 
 
 def _is_whole(folder: Path) -> bool:

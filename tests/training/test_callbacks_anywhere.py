@@ -2,6 +2,7 @@
 
 import base64
 import inspect
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import torch
 from callback_runs import LENGTH, make_model, make_tokenizer, make_trainer, weights
 from helpers import ROOT, pretrain_arguments
 from task_runs import recipe
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, TrainerCallback
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, TrainerCallback, TrainerState
 
 from hfgpt.planner import flops_per_token
 from hfgpt.training import callbacks
@@ -207,6 +208,42 @@ def test_samples_that_fail_do_not_end_the_run(tmp_path, warnings):
     trainer.train()
     assert trainer.state.global_step == 8 and not (tmp_path / "samples.jsonl").exists()
     assert len(warnings) == 1 and warnings[0].startswith("No samples, training goes on: ")
+
+
+class Stream(io.TextIOWrapper):
+    """Standard output of an older encoding, or one that nobody reads any longer."""
+
+    broken = False
+
+    def __init__(self):
+        super().__init__(io.BytesIO(), encoding="euc-kr")
+
+    def write(self, text):
+        if self.broken:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_what_cannot_be_printed_or_logged_does_not_end_the_run(tmp_path, monkeypatch, warnings):
+    def failing(logs):
+        raise ConnectionError("no connection")
+
+    callback = SampleCallback(make_tokenizer(), ["영화 🎬"], 2, log=failing, suppress_tokens=[*range(65), *range(66, 257)])
+    args, model, stream = SimpleNamespace(output_dir=str(tmp_path)), make_model("gpt2"), Stream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    for step in (1, 2):
+        stream.broken = step == 2
+        callback.on_evaluate(args, TrainerState(global_step=step), None, model=model)
+        TerminalCallback().on_log(args, TrainerState(global_step=step), None, logs={"loss": 1.0})
+    monkeypatch.undo()
+    letter = make_tokenizer().decode([65])
+    assert stream.buffer.getvalue().decode("euc-kr") == f"  sample  영화 ?|{letter * 2}\nstep 1/0  loss 1.0000\n"
+    assert [row["prompt"] for row in samples(tmp_path)] == ["영화 🎬"] * 2
+    assert warnings == [
+        "The samples could not be logged, training goes on: no connection",
+        "The samples could not be shown, training goes on: [Errno 32] Broken pipe",
+        "A line could not be printed, training goes on: [Errno 32] Broken pipe",
+    ]
 
 
 def test_what_samples_refuse(tmp_path):

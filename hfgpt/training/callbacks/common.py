@@ -118,8 +118,9 @@ class AddsToLogs(TrainerCallback):
 
 
 def write_line(text: str) -> None:
-    """Print above progress bars, at once."""
-    tqdm.write(text)
+    """Print above progress bars, at once; characters that standard output's encoding does not have as question marks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    tqdm.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
 
 

@@ -75,6 +75,8 @@ class SampleCallback(TrainerCallback):
         self._output: NotebookOutput | None = None
         self._rounds: list[list[dict[str, Any]]] = []
         self._guard = NeverFails("No samples")
+        self._show_guard = NeverFails("The samples could not be shown")
+        self._log_guard = NeverFails("The samples could not be logged")
 
     def _ids(self, prompt: str) -> torch.Tensor:
         ids = self.tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -166,14 +168,16 @@ class SampleCallback(TrainerCallback):
             {"step": state.global_step, "tokens": tokens, "prompt": prompt, "continuation": text}
             for prompt, text in zip(self.prompts, texts)
         ]
-        self._show(rows)
+        with self._show_guard():
+            self._show(rows)
         with disk_may_be_full("samples"):
             file = Path(args.output_dir) / SAMPLES_FILE
             file.parent.mkdir(parents=True, exist_ok=True)
             with file.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         if self.log is not None:
-            self.log({"samples": "\n\n".join(f"**{row['prompt']}**{row['continuation']}" for row in rows)})
+            with self._log_guard():
+                self.log({"samples": "\n\n".join(f"**{row['prompt']}**{row['continuation']}" for row in rows)})
 
     def _show(self, rows: list[dict[str, Any]]) -> None:
         if self._output is None:
@@ -181,10 +185,9 @@ class SampleCallback(TrainerCallback):
                 write_line(f"  sample  {row['prompt']}|{row['continuation']}".replace("\n", "\n          "))
             return
         self._rounds = [rows, *self._rounds][:SHOWN_ROUNDS]
-        with self._guard():
-            from IPython.display import HTML
+        from IPython.display import HTML
 
-            self._output.show(HTML(samples_table([row for shown in self._rounds for row in shown])))
+        self._output.show(HTML(samples_table([row for shown in self._rounds for row in shown])))
 
     def _continue_all(self, model: Any) -> list[str]:
         pad = self.tokenizer.pad_token_id

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
-from .common import short_duration, short_number, shows_bars, write_line
+from .common import NeverFails, short_duration, short_number, shows_bars, write_line
 from .stragglers import STRAGGLER_THRESHOLD
 from .throughput import Progress
 
@@ -32,6 +32,7 @@ class TerminalCallback(ProgressCallback):
     def __init__(self, progress: Progress | None = None):
         super().__init__()
         self.progress = progress
+        self._guard = NeverFails("A line could not be printed")
 
     def replace_in(self, trainer: Trainer) -> None:
         """Take Trainer's own bar and dictionaries out, and put this in their place."""
@@ -57,9 +58,10 @@ class TerminalCallback(ProgressCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Print the line."""
         if state.is_world_process_zero and logs:
-            line = self.line(state, logs)
-            if line:
-                write_line(line)
+            with self._guard():
+                line = self.line(state, logs)
+                if line:
+                    write_line(line)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Close the bar."""

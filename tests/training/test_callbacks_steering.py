@@ -99,6 +99,16 @@ def test_too_many_in_a_row_end_training_without_a_save(tmp_path, warnings):
     ]
 
 
+def test_an_ended_run_is_not_saved_at_its_epoch_either(tmp_path, warnings):
+    factors = dict.fromkeys((2, 3, 4, 5), math.nan)
+    options = {"save_strategy": "epoch", "eval_strategy": "no", "max_steps": 3}
+    trainer = watched(tmp_path, factors, LossWatchCallback("warn", max_nonfinite_steps=2), **options)
+    trainer.train()
+    assert trainer.state.global_step == 3 and not list(tmp_path.glob("checkpoint-*"))
+    watched(tmp_path, {}, LossWatchCallback(), **options).train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
+
+
 def test_warn_only_tells(tmp_path, warnings):
     watch = LossWatchCallback("warn", max_nonfinite_steps=100)
     trainer = watched(tmp_path, {3: math.nan}, watch)

@@ -39,8 +39,9 @@ class LossWatchCallback(TrainerCallback):
     which is told, too.
 
     Args:
-        nonfinite: "skip" leaves the weights as they are; "warn" only tells; "ignore" does not look at gradients.
-        max_nonfinite_steps: So many in a row end training, without saving.
+        nonfinite: "skip" leaves the weights as they are; "warn" tells, and lets the step be taken; "ignore" does not
+            look at gradients.
+        max_nonfinite_steps: So many in a row end training, without saving, with "skip" and with "warn".
         spike: "warn" only tells; "stop" ends training after `max_spikes`.
         max_spikes: So many spikes in a row end training, with `spike="stop"`, without saving.
         spike_deviations: Standard deviations above the median. Lower finds more.
@@ -158,6 +159,14 @@ class LossWatchCallback(TrainerCallback):
                 f"{state.global_step:,} (`max_nonfinite_steps`). Look at the data and the learning rate"
             )
             self._stop(args, state, control, reason)
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> Any:
+        """Save nothing of a run that was ended, with `save_strategy="epoch"` too."""
+        if self.stop_reason is not None:
+            control.should_save = False
         return control
 
     def on_log(

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from .generation import DEFAULT_NEW_TOKENS, continue_prompt, position_limit
+from .generation import DEFAULT_NEW_TOKENS, continue_prompt, encode_prompt, position_limit
 from .tasks.base import template_fields
 from .tasks.rows import is_utf8
 
@@ -305,8 +305,7 @@ class Conversation:
             messages = [*_messages(self.opening, turns), {"role": "user", "content": user}]
             ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
             return list(ids)
-        prompt = self.template.prompt(self.opening, turns, user)
-        return list(self.tokenizer(prompt or self.tokenizer.eos_token, verbose=False)["input_ids"])
+        return encode_prompt(self.tokenizer, self.template.prompt(self.opening, turns, user))
 
     def _trimmed_ends(self) -> tuple[bool, bool]:
         if self.template is None:

@@ -4,6 +4,7 @@ What is notable: text is handed out token by token, but never half a character, 
 beginning of a stop text.
 """
 
+import codecs
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import (
@@ -34,12 +36,17 @@ DEFAULT_NEW_TOKENS = 64
 UNFINISHED = "\ufffd"
 # Tokens that new text is decoded behind: a space before a word may depend on there being a word before it.
 CONTEXT_TOKENS = 8
+# Tokens that new text is waited for at most, where a decoder takes back what it wrote: a character has four bytes at most.
+HELD_TOKENS = 4
 # Scores held in float32 at a time.
 CHUNK_BYTES = 2**26
 
 
 class TextDecoder:
     """Tokens one by one to text that stays as it is: a character of several tokens comes with the last of them.
+
+    Byte tokens of sentencepiece models (`<0xEC>`: Llama 2, Mistral, Gemma) are put together here: their tokenizers read
+    a run of them as nothing but U+FFFD until its last character is whole.
 
     Args:
         tokenizer: Of the tokens.
@@ -52,32 +59,90 @@ class TextDecoder:
     ):
         self.tokenizer, self.skip_special_tokens = tokenizer, skip_special_tokens
         self._ids = list(context)[-CONTEXT_TOKENS:]
-        self._given = len(self._decode())
+        self._given = self._decode()
+        self._held = 0  # tokens since the text was last as it is given
+        self._bytes = _fallback_bytes(tokenizer)
+        self._characters = codecs.getincrementaldecoder("utf-8")("replace")
+        for token_id in self._ids:
+            self._characters.decode(*self._as_bytes(token_id))
 
     def add(self, token_id: int) -> str:
         """What one more token adds to the text; "" within a character."""
+        bytes_, is_last = self._as_bytes(token_id)
+        new = self._characters.decode(bytes_, is_last)
+        if is_last:
+            return new + self._add(token_id)
+        # All of it is given or waits as bytes.
         self._ids.append(token_id)
-        text = self._decode()
-        # The bytes of a character that is not whole yet are three at most.
-        unfinished = min(len(text) - len(text.rstrip(UNFINISHED)), 3)
-        new = text[self._given : len(text) - unfinished]
-        self._given += len(new)
-        if not unfinished and len(self._ids) > 4 * CONTEXT_TOKENS:
-            self._ids = self._ids[-CONTEXT_TOKENS:]
-            self._given = len(self._decode())
+        self._pass(self._decode())
         return new
 
     def end(self) -> str:
         """What is left: of a character that was never finished."""
-        left = self._decode()[self._given :]
-        self._given += len(left)
+        left = self._characters.decode(b"", True)
+        text = self._decode()
+        left += text[len(self._given) :]
+        self._given = text
         return left
+
+    def _as_bytes(self, token_id: int) -> tuple[bytes, bool]:
+        """A byte token's byte, and whether the token is none, so that it ends a run of them."""
+        byte = self._bytes.get(token_id)
+        return (b"", True) if byte is None else (bytes([byte]), False)
+
+    def _add(self, token_id: int) -> str:
+        self._ids.append(token_id)
+        self._held += 1
+        text = self._decode()
+        begun = self._given.rstrip(UNFINISHED)
+        if not text.startswith(self._given) and text.startswith(begun):
+            self._given = begun  # the character that the context ended within
+        if not text.startswith(self._given) and self._held <= HELD_TOKENS:
+            # Its tokenizer has not made up its mind about what was before.
+            return ""
+        # The bytes of a character that is not whole yet are three at most.
+        unfinished = min(len(text) - len(text.rstrip(UNFINISHED)), 3)
+        new = text[len(self._given) : len(text) - unfinished]
+        if unfinished:
+            self._given = text[: max(len(text) - unfinished, len(self._given))]
+        else:
+            self._held = 0
+            self._pass(text)
+        return new
+
+    def _pass(self, text: str) -> None:
+        """All the text is given: go on behind its last tokens."""
+        self._given = text
+        if len(self._ids) > 4 * CONTEXT_TOKENS:
+            self._ids = self._ids[-CONTEXT_TOKENS:]
+            self._given = self._decode()
 
     def _decode(self) -> str:
         text: Any = self.tokenizer.decode(
             self._ids, skip_special_tokens=self.skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+
+_fallbacks: WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, int]] = WeakKeyDictionary()
+
+
+def _fallback_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """The byte of each token that is one, as `<0xEC>`, for a character without a token of its own; mostly none."""
+    if tokenizer not in _fallbacks:
+        names = [f"<0x{byte:02X}>" for byte in range(256)]
+        ids: Any = tokenizer.convert_tokens_to_ids(names)
+        found = {
+            token_id: byte
+            for byte, (name, token_id) in enumerate(zip(names, ids))
+            if token_id is not None and tokenizer.convert_ids_to_tokens(token_id) == name
+        }
+        # Where they are bytes, and not words that look like them.
+        is_read = any(
+            tokenizer.decode([token_id]) == chr(byte) for token_id, byte in found.items() if byte == ord("A")
+        )
+        _fallbacks[tokenizer] = found if is_read else {}
+    return _fallbacks[tokenizer]
 
 
 class StopFilter:
@@ -263,6 +328,25 @@ def _read_json(path: str | Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of a prompt as a model reads it. An empty one starts a document: by the begin-of-text token, where the
+    tokenizer adds one to a text, or else by the end-of-text token, behind which the model has learned to begin.
+
+    Raises:
+        ValueError: The prompt is empty, and the tokenizer has neither.
+    """
+    if prompt:
+        # Too long a prompt is the caller's to refuse.
+        return list(tokenizer(prompt, verbose=False)["input_ids"])
+    start = first_ids(tokenizer)
+    if not start and tokenizer.eos_token_id is None:
+        raise ValueError(
+            "The prompt is empty, and the tokenizer has no begin-of-text or end-of-text token to start a document with: "
+            "give a prompt of one token at least."
+        )
+    return start or [tokenizer.eos_token_id]
+
+
 def position_limit(model: Any) -> int | None:
     """Tokens that a model can take; None where it does not say."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -277,7 +361,8 @@ class Continuation:
         text: The new text, without special tokens and up to the first stop text.
         prompt_ids: What it read.
         new_ids: All tokens that it generated, those of the stop text and the end-of-text token among them.
-        ended: Why: "stop" (a stop text), "end" (end-of-text), "asked" (`should_stop`) or "length".
+        ended: Why: "stop" (a stop text), "end" (end-of-text, also where it was the last token allowed), "asked"
+            (`should_stop`) or "length".
     """
 
     text: str
@@ -330,7 +415,8 @@ def continue_prompt(
         max_new_tokens: Tokens to generate at most. Default: 64, or what the model's positions leave.
         write: Called with each piece of new text as it comes; beam search has only one, at its end.
         seed: Seed of the sampling.
-        stop: Texts at which the new text ends; they are not part of it.
+        stop: Texts at which the new text ends; they are not part of it. They are looked for in the new text alone: one
+            that begins in the prompt and ends in the new text is none.
         should_stop: Asked after each token; where it says yes, what was written so far is the result.
         **options: For `model.generate`: `do_sample`, `num_beams`, `top_k`, `top_p`, `temperature`, ...
 
@@ -341,7 +427,8 @@ def continue_prompt(
         raise ValueError(f"`stop` has an empty text, which ends every text before it begins: {list(stop)}.")
     if seed is not None:
         set_seed(seed)
-    prompt_ids = tokenizer(prompt or tokenizer.eos_token)["input_ids"] if isinstance(prompt, str) else list(prompt)
+    prompt_ids = encode_prompt(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
+    prompt_ids = prompt_ids or encode_prompt(tokenizer, "")
     limit = position_limit(model)
     room = None if limit is None else limit - len(prompt_ids)
     if max_new_tokens is None:
@@ -384,10 +471,23 @@ def continue_prompt(
     if write is not None and not streams and any(pieces):
         write("".join(pieces))
     new_ids = found[len(prompt_ids) :].tolist()
-    ended = "stop" if output.stopped else "length" if len(new_ids) >= max_new_tokens else "end"
-    if ended == "end" and should_stop is not None and should_stop():
-        ended = "asked"
+    if output.stopped:
+        ended = "stop"
+    elif new_ids and new_ids[-1] in _end_ids(model, options):
+        ended = "end"
+    elif len(new_ids) >= max_new_tokens:
+        ended = "length"
+    else:
+        ended = "asked" if should_stop is not None and should_stop() else "end"
     return Continuation("".join(pieces), prompt_ids, new_ids, ended)
+
+
+def _end_ids(model: Any, options: dict[str, Any]) -> set[int]:
+    """Tokens at which `model.generate` ends."""
+    ends = options.get("eos_token_id")
+    if ends is None:
+        ends = getattr(options.get("generation_config") or model.generation_config, "eos_token_id", None)
+    return set() if ends is None else {ends} if isinstance(ends, int) else set(map(int, ends))
 
 
 # Probabilities
@@ -564,7 +664,7 @@ def _shown(tokenizer: PreTrainedTokenizerBase, context: list[int], pending: list
     if text and UNFINISHED not in text + decoder.end():
         return text
     # It breaks the character off, or is a part of one.
-    alone = TextDecoder(tokenizer, skip_special_tokens=False)
+    alone = TextDecoder(tokenizer, context[: len(context) - len(pending)], skip_special_tokens=False)
     text = alone.add(token_id)
     return text if text and UNFINISHED not in text + alone.end() else token_bytes(tokenizer, token_id)
 

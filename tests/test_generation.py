@@ -1,12 +1,22 @@
 import math
+from contextlib import contextmanager
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, decoders, models, normalizers, processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from hfgpt.generation import (
     StopFilter,
+    TextDecoder,
     continue_prompt,
+    encode_prompt,
     generate,
     load,
     load_writer,
@@ -25,23 +35,118 @@ def loaded(pretrained):
 
 def test_what_is_streamed_is_what_is_returned(loaded):
     pieces = []
-    text = generate(*loaded, "The film was", max_new_tokens=40, write=pieces.append, do_sample=True, seed=0)
-    assert "".join(pieces) == text
+    options = {"max_new_tokens": 40, "do_sample": True, "seed": 0}
+    found = continue_prompt(*loaded, "The film was", write=pieces.append, **options)
+    assert "".join(pieces) == found.text == loaded[1].decode(found.new_ids, skip_special_tokens=True)
     assert len(pieces) > 1
+    assert generate(*loaded, "The film was", **options) == found.text
+
+
+def writing(model, ids):
+    """The model, made to write some tokens whatever it reads; a context manager."""
+    script = iter(ids)
+
+    def likeliest(module, args, kwargs, output):
+        output.logits = torch.full_like(output.logits, -1e4)
+        output.logits[..., next(script)] = 0.0
+        return output
+
+    return removed(model.register_forward_hook(likeliest, with_kwargs=True))
+
+
+@contextmanager
+def removed(handle):
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def test_korean_streams_whole_characters(loaded):
     """A character of several byte tokens never comes out in halves."""
     model, tokenizer = loaded
+    ids = tokenizer("감동 😀 그").input_ids
+    assert len(ids) > 12  # the tokenizer has seen no Korean: bytes
     pieces = []
-    ids = tokenizer("감동 그 자체", return_tensors="pt").input_ids
-    assert ids.shape[1] > 6  # the tokenizer has seen no Korean: bytes
-    text = generate(model, tokenizer, "감동 그 자체", max_new_tokens=10, write=pieces.append, do_sample=True, seed=0)
-    assert "".join(pieces) == text
+    with writing(model, ids):
+        found = continue_prompt(model, tokenizer, "영화", max_new_tokens=len(ids), write=pieces.append)
+    assert found.new_ids == ids and found.text == "".join(pieces) == tokenizer.decode(ids) == "감동 😀 그"
+    assert [piece.strip() for piece in pieces if piece.strip()] == ["감", "동", "😀", "그"]
+
+
+def sentencepiece_tokenizer(bos=True):
+    """As those of Llama 2, Mistral and Gemma: characters without a token are tokens of their bytes."""
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{byte:02X}>": 3 + byte for byte in range(256)}}
+    vocab |= {word: len(vocab) + place for place, word in enumerate(["▁", "f", "i", "l", "m"])}
+    backend = Tokenizer(models.BPE(vocab, merges=[], byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = [decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), *strip])
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("text", ["감동적인 film 이었다 😀 뷁쀍", "film", "감동적인감동적인감동적인감동적인"])
+def test_byte_tokens_of_sentencepiece_become_their_characters(text):
+    tokenizer = sentencepiece_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    decoder = TextDecoder(tokenizer)
+    pieces = [decoder.add(token_id) for token_id in ids]
+    assert "".join(pieces) == text == tokenizer.decode(ids) and decoder.end() == ""
+    assert all(len(piece) <= 1 for piece in pieces)
+
+    # Behind a prompt, a text brings its own space; the bytes may go on from those of the prompt.
+    decoder = TextDecoder(tokenizer, tokenizer("영화").input_ids)
+    assert "".join(map(decoder.add, ids)) == f" {text}"
+    syllable = [3 + byte for byte in "감".encode()]
+    decoder = TextDecoder(tokenizer, syllable[:2])
+    assert decoder.add(syllable[2]) == "감"
+
+
+def test_bytes_that_are_no_character_do_not_hold_the_text_back():
+    tokenizer = sentencepiece_tokenizer()
+    syllable = [3 + byte for byte in "감".encode()]
+    decoder = TextDecoder(tokenizer)
+    # A whole one, one that is broken off by a letter, a byte that is none, a whole one, half of one.
+    ids = [*syllable, *syllable[:2], tokenizer.convert_tokens_to_ids("f"), 3 + 0xFF, *syllable, syllable[0]]
+    pieces = [decoder.add(token_id) for token_id in ids]
+    assert "".join(pieces) == "감\ufffdf\ufffd감" and decoder.end() == "\ufffd"
+
+
+def test_stop_texts_and_probabilities_of_byte_tokens():
+    tokenizer = sentencepiece_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=8, n_layer=1, n_head=1, eos_token_id=2)
+    model = GPT2LMHeadModel(config).eval()
+    ids = tokenizer("감동적인 film", add_special_tokens=False).input_ids[1:]
+    with writing(model, ids):
+        found = continue_prompt(model, tokenizer, "영화", max_new_tokens=len(ids), stop=["적"])
+    assert (found.text, found.ended, found.new_ids) == ("감동", "stop", ids[:9])
+    tokens = token_probabilities(model, tokenizer, ids, top=0)
+    assert [token.text for token in tokens] == [*["", "", "감", "", "", "동", "", "", "적", "", "", "인"], *" film"]
 
 
 def test_an_empty_prompt_starts_a_document(loaded):
-    assert isinstance(generate(*loaded, "", max_new_tokens=3), str)
+    model, tokenizer = loaded
+    for prompt in ("", []):
+        assert continue_prompt(model, tokenizer, prompt, max_new_tokens=3).prompt_ids == [tokenizer.eos_token_id]
+    # Where the tokenizer begins each text by itself, that is all there is: no end-of-text behind it.
+    assert encode_prompt(sentencepiece_tokenizer(), "") == [1]
+    assert encode_prompt(sentencepiece_tokenizer(bos=False), "") == [2]
+    nameless = sentencepiece_tokenizer(bos=False)
+    nameless.eos_token = None
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        encode_prompt(nameless, "")
+
+
+def test_an_end_of_text_in_the_last_place_is_the_end(loaded):
+    model, tokenizer = loaded
+    film, end = tokenizer(" film").input_ids[0], tokenizer.eos_token_id
+    for ids, ended in (([film, end], "end"), ([end], "end"), ([film, film], "length")):
+        with writing(model, ids):
+            found = continue_prompt(model, tokenizer, "The", max_new_tokens=2)
+        assert (found.new_ids, found.ended) == (ids, ended)
 
 
 def test_the_default_length_stays_within_the_positions(loaded):
@@ -117,6 +222,14 @@ def test_generation_ends_when_it_is_asked_to(loaded):
         min_new_tokens=9,
     )
     assert found.ended == "asked" and len(pieces) == 3 and found.text == "".join(pieces)
+
+
+def test_a_stop_text_is_looked_for_in_the_new_text_alone(loaded):
+    model, tokenizer = loaded
+    ids = tokenizer("was dull").input_ids
+    with writing(model, ids):
+        found = continue_prompt(model, tokenizer, "The film ", max_new_tokens=len(ids), stop=["film was"])
+    assert (found.text, found.ended) == ("was dull", "length")
 
 
 def test_an_empty_stop_text_is_refused(loaded):

@@ -3,15 +3,18 @@
 Nothing in it is made up: a part whose facts are not in the folder is not in the card.
 """
 
+import json
 import math
+import os
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .files import CARD_FILE, Contents, read_json
+from .files import CARD_FILE, TOKENIZER_FILES, Contents, read_json
 from .shards import count_parameters
 
 
@@ -24,6 +27,10 @@ MARK = (
     "<!-- This card was written from the run by hfgpt. Remove this line, and it is yours: no push will replace it. -->"
 )
 PLACEHOLDER = "[More Information Needed]"  # of the cards that peft leaves beside an adapter
+# The head of a card: what is between two lines of three hyphens.
+HEAD = re.compile(r"\A\s*---[ \t]*\r?\n(?:.*?\r?\n)??---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
+# Without one of these there is no tokenizer in a repository.
+VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model"} & {*TOKENIZER_FILES}
 
 # Grams of CO2 equivalent a kWh: about the mean of the world's electricity in 2024.
 WORLD_CARBON_INTENSITY = 475.0
@@ -62,11 +69,17 @@ class CardOptions:
         license: The Hub's identifier of the weights' licence, such as apache-2.0; None leaves it open, and says so.
         carbon_intensity: Grams of CO2 equivalent a kWh of the electricity that was used.
         with_code: Whether the model's code is pushed beside it.
+        kept_metadata: Of the card that is replaced: each key stays of which ours has none.
     """
 
     license: str | None = None
     carbon_intensity: float = WORLD_CARBON_INTENSITY
     with_code: bool = False
+    kept_metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.license is not None:  # as the Hub spells its identifiers
+            object.__setattr__(self, "license", self.license.lower())
 
 
 def model_card(
@@ -115,8 +128,10 @@ def own_words(folder: Path) -> ModelCard | None:
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
-    if not is_by_hand(text):
-        return None
+    return _parsed(text, path) if is_by_hand(text) else None
+
+
+def _parsed(text: str, path: Path) -> ModelCard:
     try:
         return ModelCard(text, ignore_metadata_errors=True)
     except Exception as error:  # YAML's own, of several classes
@@ -125,8 +140,15 @@ def own_words(folder: Path) -> ModelCard | None:
         ) from None
 
 
+def _is_head_alone(text: str) -> bool:
+    head = HEAD.match(text)
+    return head is not None and not text[head.end() :].strip()
+
+
 def is_by_hand(text: str) -> bool:
-    """Whether a card is a person's, going by its text."""
+    """Whether a card is a person's, going by its text: a head alone, as a repository made on the website has, is not."""
+    if _is_head_alone(text):
+        return False
     generated = (
         "This model card has been generated automatically according to the information the Trainer had access to"
     )
@@ -164,16 +186,10 @@ def carbon(run: Mapping[str, Any], grams_per_kwh: float = WORLD_CARBON_INTENSITY
         seconds, devices = session.get("seconds"), session.get("devices")
         if seconds is None or not devices:
             return None
-        if session.get("on_cpu"):
-            # The processes of a machine share its cores.
-            watts, count = WATTS_PER_CPU_CORE * session.get("cpu_cores", 1), 1
-        else:
-            from ..planner import find_gpu
-
-            gpu = find_gpu(session.get("device", ""))
-            if gpu is None:
-                return None
-            watts, count = gpu.power_watts, devices
+        watts = _watts(session)
+        if watts is None:
+            return None
+        count = 1 if session.get("on_cpu") else devices  # the processes of a machine share its cores
         kwh += watts * count * seconds / 3.6e6
         hours += count * seconds / 3600
         names.append(f"{count} x {session['device']}" if count > 1 else str(session["device"]))
@@ -186,6 +202,61 @@ def carbon(run: Mapping[str, Any], grams_per_kwh: float = WORLD_CARBON_INTENSITY
     }  # fmt: skip
 
 
+def _watts(session: Mapping[str, Any]) -> float | None:
+    """Of a session's GPU, or of all cores of its machine; None where it is not known."""
+    if session.get("on_cpu"):
+        return WATTS_PER_CPU_CORE * session.get("cpu_cores", 1)
+    from ..planner import find_gpu
+
+    gpu = find_gpu(session.get("device", ""))
+    return None if gpu is None else gpu.power_watts
+
+
+def _evaluations(folder: Path, repo_id: str) -> list[dict[str, Any]]:
+    """What `hfgpt evaluate --output` found of a folder's model and left in it or in a folder of it."""
+    found = []
+    for path in sorted([*folder.glob(EVALUATION_FILE), *folder.glob(f"*/{EVALUATION_FILE}")]):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if _is_evaluation(values) and _is_of(values["model"], folder, repo_id):
+            found.append(values)
+    return found
+
+
+def _is_evaluation(values: Any) -> bool:
+    """Whether it has the shape of our own: other programs give their files the same name."""
+    if not (isinstance(values, dict) and isinstance(values.get("model"), str)):
+        return False
+    results = values.get("results")
+    return isinstance(results, list) and all(
+        isinstance(result, dict)
+        and isinstance(result.get("task"), str)
+        and isinstance(result.get("language"), str)
+        and isinstance(result.get("shots"), int)
+        and isinstance(result.get("metrics"), dict)
+        and all(
+            isinstance(score, dict) and (score.get("value") is None or _is_number(score["value"]))
+            for score in result["metrics"].values()
+        )
+        for result in results
+    )
+
+
+def _is_of(model: str, folder: Path, repo_id: str) -> bool:
+    """Whether a model's name is a folder's: its path here, or the end of it where it was scored from elsewhere."""
+    if model == repo_id:
+        return True
+    path = Path(model)
+    if os.path.exists(model):
+        return path.resolve() == folder.resolve()
+    if path.is_absolute():  # of another machine, or before it was moved
+        return path.name == folder.resolve().name
+    parts = [part for part in Path(os.path.normpath(path)).parts if part not in ("..", ".")]
+    return bool(parts) and list(folder.resolve().parts[-len(parts) :]) == parts
+
+
 class _Facts:
     """All that a folder says of its model, section by section."""
 
@@ -196,9 +267,7 @@ class _Facts:
         self.run = read_json(folder / RUN_FILE)
         self.results = read_json(folder / RESULTS_FILE)
         self.task = read_json(folder / "task.json")
-        self.evaluations = [
-            read_json(path) for path in sorted([*folder.glob(EVALUATION_FILE), *folder.glob(f"*/{EVALUATION_FILE}")])
-        ]
+        self.evaluations = _evaluations(folder, repo_id)
         self.name = repo_id.rpartition("/")[2]
         self.is_adapter = found.is_adapter
         base = base_model or (
@@ -208,12 +277,23 @@ class _Facts:
             base if base and "/" in base and not Path(base).is_absolute() and not base.startswith(".") else None
         )
 
+        self.kept: dict[str, Any] = {**options.kept_metadata}
+        own = folder / CARD_FILE
+        head = own.read_text(encoding="utf-8") if own.is_file() else ""
+        if _is_head_alone(head):
+            self.kept.update(_parsed(head, own).data.to_dict())
+        self.kept = {name: value for name, value in self.kept.items() if isinstance(name, str)}
+        stated = self.kept.get("license")
+        self.license = options.license or (stated.lower() if isinstance(stated, str) else None)
+        if self.license and stated and self.license != str(stated).lower():  # name and text of another licence
+            self.kept = {name: value for name, value in self.kept.items() if not name.startswith("license")}
+
     # Metadata
 
     def metadata(self) -> ModelCardData:
         values: dict[str, Any] = {
             "language": self._languages() or None,
-            "license": self.options.license,
+            "license": self.license,
             "library_name": "peft" if self.is_adapter else "transformers",
             "tags": self._tags(),
             "base_model": self.base,
@@ -232,7 +312,9 @@ class _Facts:
                 "training_type": "fine-tuning" if self.run.get("kind") == "fine-tuning" else "pre-training",
                 "hardware_used": emissions["hardware"],
             }
-        return ModelCardData(**{name: value for name, value in values.items() if value is not None})
+        ours = ModelCardData(**{name: value for name, value in values.items() if value is not None}).to_dict()
+        kept = {name: value for name, value in self.kept.items() if name not in ours and value is not None}
+        return ModelCardData(**ours, **kept, ignore_metadata_errors=True)
 
     def pipeline_tag(self) -> str:
         if self.is_adapter:
@@ -378,14 +460,22 @@ class _Facts:
             other = "; or trust_remote_code=True, where its base has its code" if self.is_adapter else ""
             lines.append(f"import hfgpt  # registers gpt3 with transformers' Auto classes{other}")
         class_name = MODEL_CLASSES[tag]
+        has_tokenizer = not VOCABULARIES.isdisjoint(self.found.files)
+        tokenizer_of = self.repo_id if has_tokenizer else self.base
+        from_transformers = ["AutoTokenizer"] if tokenizer_of else []
         if self.is_adapter:
             class_name = f"AutoPeft{class_name.removeprefix('Auto')}"
-            lines.append(f"from peft import {class_name}\nfrom transformers import AutoTokenizer\n")
+            lines.append(f"from peft import {class_name}")
         else:
-            lines.append(f"from transformers import {class_name}, AutoTokenizer\n")
+            from_transformers.insert(0, class_name)
+        if from_transformers:
+            lines.append(f"from transformers import {', '.join(from_transformers)}")
         arguments = ", ".join(part for part in (f'"{self.repo_id}"', trust) if part)
-        lines.append(f"model = {class_name}.from_pretrained({arguments})")
-        lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{self.repo_id}")')
+        lines.append(f"\nmodel = {class_name}.from_pretrained({arguments})")
+        if tokenizer_of:
+            lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer_of}")')
+        else:
+            lines.append("# There is no tokenizer here: `tokenizer` is the one that the model was trained with.")
         prompt = self._example_prompt()
         if tag == "text-generation":
             tokens = 1 if self.task.get("kind") == "choice" else 40
@@ -399,10 +489,19 @@ class _Facts:
             choices = self.task["task"].get("choices")
             if choices and tag == "text-generation":
                 note += " It answers with " + ", ".join(f"`{word}` ({label})" for label, word in choices.items()) + "."
-            note += f" `hfgpt evaluate {self.repo_id} --data FILE` scores it on rows of your own."
-        shell = f"```bash\nhfgpt generate {self.repo_id} {_quoted(prompt)}\n```"
+        # Both commands load the tokenizer from beside the model, and `evaluate` the task.
+        can_evaluate = has_tokenizer and "task.json" in self.found.files
+        shell = ""
+        if tag == "text-generation" and has_tokenizer:
+            shell = f"hfgpt generate {self.repo_id} {_quoted(prompt)}"
+            if can_evaluate:
+                note += f" `hfgpt evaluate {self.repo_id} --data FILE` scores it on rows of your own."
+        elif can_evaluate:
+            shell = f"hfgpt evaluate {self.repo_id} --data FILE  # scores it on rows of your own"
+        if shell:
+            shell = f"\n\nor in a terminal:\n\n```bash\n{shell}\n```"
         code = "\n".join(lines)
-        return f"## How to use\n\n```python\n{code}\n```\n\nor in a terminal:\n\n{shell}{note}"
+        return f"## How to use\n\n```python\n{code}\n```{shell}{note}"
 
     def _example_prompt(self) -> str:
         if self.task:
@@ -416,7 +515,10 @@ class _Facts:
         data = self.run.get("data") or {}
         lines = []
         if self._sources():
-            read = {row["source"]: row for row in self.results.get("mixture", [])}
+            mixture = self.results.get("mixture", [])
+            # A name that is the end of an address may go on there, and has no query here.
+            read = {row["source"].partition("?")[0]: row for row in mixture}
+            read.update({row["source"]: row for row in mixture})
             table = [["source", "from", "documents", "tokens in the corpus", "share of training", "epochs"]]
             for source in self._sources():
                 row = read.get(source["name"], {})
@@ -527,26 +629,25 @@ class _Facts:
         sessions = self.run.get("sessions") or []
         if not sessions:
             return ""
-        first = sessions[-1]
-        if first.get("on_cpu"):
-            what = f"{first['device']}, {first.get('cpu_cores')} cores, {first['devices']} process{'es' if first['devices'] > 1 else ''}"
-        else:
-            what = f"{first['devices']} x {first['device']}"
-        seconds = sum(session.get("seconds") or 0 for session in sessions)
-        lines = [
-            f"Trained on {what}, in {_duration(seconds)}"
-            + (f" and {len(sessions)} sessions." if len(sessions) > 1 else ".")
-        ]
+        alike: dict[str, list[dict[str, Any]]] = {}
+        for session in sessions:
+            alike.setdefault(_described(session), []).append(session)
+        lines: list[str] = []
+        for what, group in alike.items():
+            seconds = sum(session.get("seconds") or 0 for session in group)
+            times = f" in {len(group)} sessions" if len(group) > 1 else ""
+            lines.append(f"{'Also' if lines else 'Trained'} on {what}: {_duration(seconds)}{times}{_power(group[0])}.")
         speed = self.results.get("train_tokens_per_second")
         if _is_number(speed):
-            lines[0] += f" {speed:,.0f} tokens a second."
+            when = ", in the last session" if len(sessions) > 1 else ""
+            last = list(alike).index(_described(sessions[-1]))
+            lines[last] += f" {speed:,.0f} tokens a second{when}."
         emissions = carbon(self.run, self.options.carbon_intensity)
         if emissions:
-            power = "5 W a core assumed" if first.get("on_cpu") else f"{emissions['watts'][-1]:,.0f} W a GPU, as rated"
             lines.append(
                 f"About {_number(emissions['kwh'])} kWh and {_number(emissions['grams'] / 1000)} kg of CO2 equivalent: an "
-                f"estimate from the devices' power ({power}) at {self.options.carbon_intensity:,.0f} g a kWh, without cooling, "
-                "networks, or the runs before this one."
+                f"estimate from {'this power' if len(alike) == 1 else 'these powers'} at "
+                f"{self.options.carbon_intensity:,.0f} g a kWh, without cooling, networks, or the runs before this one."
             )
         versions = self.run.get("versions") or {}
         if versions:
@@ -562,7 +663,7 @@ class _Facts:
         )
         licence = (
             ""
-            if self.options.license
+            if self.license or self.kept.get("license")
             else "\n\nIts owner has not stated a licence for the weights: ask before you use them."
         )
         return f"## Limits\n\n{words}{licence}"
@@ -575,6 +676,22 @@ class _Facts:
             "  author={Brown, Tom B. and others},\n  journal={Advances in Neural Information Processing Systems},\n"
             "  volume={33},\n  year={2020}\n}\n```"
         )
+
+
+def _described(session: Mapping[str, Any]) -> str:
+    device, count = session.get("device"), session.get("devices") or 1
+    if session.get("on_cpu"):
+        return f"{device}, {session.get('cpu_cores')} cores, {count} process{'es' if count > 1 else ''}"
+    return f"{count} x {device}"
+
+
+def _power(session: Mapping[str, Any]) -> str:
+    watts = _watts(session)
+    if watts is None:
+        return ""
+    return (
+        f", {WATTS_PER_CPU_CORE:.0f} W a core assumed" if session.get("on_cpu") else f", {watts:,.0f} W a GPU as rated"
+    )
 
 
 def _table(rows: list[list[str]]) -> str:

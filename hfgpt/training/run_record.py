@@ -1,7 +1,7 @@
 """What a run was, for those who read of it later: `run.json`, from which the model card is written.
 
-Data, schedule, hardware and time of every session of the run; no environment, no tokens, and of local files the names
-alone.
+Data, schedule, hardware and time of every session of the run; no environment, no tokens, and of files the names alone. Each
+checkpoint has it, too, so that a run that goes on elsewhere keeps the sessions of before.
 """
 
 import json
@@ -10,11 +10,12 @@ import platform
 import time
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..data.documents import write_json
@@ -36,6 +37,8 @@ PRETRAINING_FIELDS = (
 )  # fmt: skip
 FINETUNING_FIELDS = ("num_train_epochs", "max_steps", "lr_scheduler_type", "warmup_steps", "label_smoothing_factor")
 LORA_FIELDS = ("lora_r", "lora_alpha", "lora_dropout", "use_dora", "use_rslora", "load_in_4bit")
+# Of files that lie here, or in others: a ? or a # is part of their names, and elsewhere ends the path of an address.
+LOCAL_PROTOCOLS = ("zip", "tar", "file", "local", "libarchive")
 
 
 class RunRecordCallback(TrainerCallback):
@@ -55,24 +58,55 @@ class RunRecordCallback(TrainerCallback):
     ) -> None:
         """Begin a session, after those of before where the run goes on."""
         if state.is_world_process_zero:
-            before = read_record(args.output_dir) if state.global_step else {}
-            self.sessions = [*before.get("sessions", []), {**_hardware(args), "from_step": state.global_step}]
+            before = _sessions_before(Path(args.output_dir), state.global_step) if state.global_step else []
+            self.sessions = [*before, {**_hardware(args), "from_step": state.global_step}]
             self.began = time.monotonic()
             self._write(args, state)
 
+    def save(self, state: TrainerState, folder: str | Path) -> None:
+        """Write the run as it is now into a folder, by the first process alone.
+
+        Raises:
+            OSError: The folder cannot be written.
+        """
+        if state.is_world_process_zero and self.sessions:
+            self.sessions[-1].update(to_step=state.global_step, seconds=round(time.monotonic() - self.began, 1))
+            write_json(Path(folder) / RUN_FILE, {**self.record, "versions": _versions(), "sessions": self.sessions})
+
     def _write(self, args: TrainingArguments, state: TrainerState, control: Any = None, **kwargs: Any) -> None:
-        if not state.is_world_process_zero or not self.sessions:
-            return
-        self.sessions[-1].update(to_step=state.global_step, seconds=round(time.monotonic() - self.began, 1))
         try:
-            write_json(
-                Path(args.output_dir) / RUN_FILE, {**self.record, "versions": _versions(), "sessions": self.sessions}
-            )
+            self.save(state, args.output_dir)
         except OSError as error:
             logger.warning_once(f"{RUN_FILE} could not be written: {error}")
 
     on_save = _write
     on_train_end = _write
+
+
+def save_record(trainer: Trainer, folder: Path) -> None:
+    """Add the run's record, up to now, to a checkpoint that is being saved.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, RunRecordCallback):
+            callback.save(trainer.state, folder)
+
+
+def _sessions_before(output_dir: Path, step: int) -> list[dict[str, Any]]:
+    """Those of the output folder and of the checkpoint that the run goes on from, each once, as long as it is known to be.
+
+    The two differ where the run went on elsewhere meanwhile, or has come from there.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for folder in (output_dir / f"checkpoint-{step}", output_dir):
+        sessions = read_record(folder).get("sessions")
+        for session in sessions if isinstance(sessions, list) else []:
+            key = tuple(session.get(name) for name in ("started", "from_step", "device"))
+            if key not in found or (session.get("seconds") or 0) >= (found[key].get("seconds") or 0):
+                found[key] = session
+    return sorted(found.values(), key=lambda session: str(session.get("started")))
 
 
 def pretraining_record(
@@ -89,9 +123,8 @@ def pretraining_record(
     recipe = metadata.get("recipe") or {}
     sources = [
         {
-            "name": source["name"],
-            "from": source.get("dataset") or _file_name(source.get("path") or ""),
-            "hub_dataset": source.get("dataset"),
+            "name": _name(source),
+            **_origin(source.get("dataset"), source.get("path")),
             **{
                 name: metadata["sources"].get(source["name"], {}).get(name)
                 for name in ("documents", "tokens", "bytes")
@@ -123,12 +156,10 @@ def finetuning_record(config: FinetuneConfig, args: TrainingArguments, task: str
     """
     return {
         "kind": "fine-tuning",
-        "task": task,
+        "task": _public(task),
         "language": config.language,
-        "base_model": _file_name(config.model_name_or_path)
-        if Path(config.model_name_or_path).is_dir()
-        else config.model_name_or_path,
-        "data": {"from": config.dataset or _file_name(config.train_path or ""), "hub_dataset": config.dataset},
+        "base_model": _public(config.model_name_or_path),
+        "data": _origin(config.dataset, config.train_path),
         "head": config.head,
         "lora": _values(config, LORA_FIELDS) if config.use_peft else None,
         "batch_rows": batch_rows,
@@ -151,11 +182,50 @@ def _values(source: Any, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: getattr(value, "value", value) for name, value in values.items()}
 
 
+def _origin(dataset: str | None, path: str | list[str] | None) -> dict[str, Any]:
+    """Where rows come from: the name of a Hub dataset, or those of files."""
+    if dataset:
+        return {"from": _public(dataset), "hub_dataset": None if _is_local(dataset) else dataset}
+    names = [_file_name(part) for part in ([path] if isinstance(path, str) else path or [])]
+    more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+    return {"from": ", ".join(names[:3]) + more, "hub_dataset": None}
+
+
+def _name(source: dict[str, Any]) -> str:
+    """A source's name, which without one of its own is the end of its address."""
+    path, name = source.get("path") or "", str(source["name"])
+    first = (path if isinstance(path, str) else path[0]).partition("::")[0]
+    return _file_name(first) if "://" in first and name == PurePosixPath(first).name else name
+
+
+def _is_local(name: str) -> bool:
+    """Whether it is an address, a folder or a file, and no name of the Hub."""
+    path = Path(name)
+    return "://" in name or path.is_absolute() or name.startswith((".", "~")) or path.exists()
+
+
+def _public(name: str) -> str:
+    """A name of the Hub as it is, of anything else the end."""
+    return _file_name(name) if _is_local(name) else name
+
+
 def _file_name(address: str) -> str:
-    """Of a path, a glob or an address inside an archive: where it lies on this machine is nobody's business."""
-    inside, _, archive = address.partition("::")
-    names = [Path(part.removeprefix("zip://").rstrip("/")).name for part in (archive, inside) if part]
-    return ": ".join(names)
+    """Of a path, a glob or an address inside an archive: where it lies, and how it is reached, is nobody's business."""
+    return ": ".join(_last_part(part) for part in reversed(address.split("::")) if part)
+
+
+def _last_part(address: str) -> str:
+    scheme, colon, path = address.partition("://")
+    if not colon:
+        return Path(address).name
+    if scheme in LOCAL_PROTOCOLS:
+        return Path(path).name
+    # Without user, password, query and fragment, any of which may be a secret.
+    try:
+        parts = urlsplit(address)
+        return Path(parts.path).name or parts.hostname or scheme
+    except ValueError:
+        return scheme
 
 
 def _hardware(args: TrainingArguments) -> dict[str, Any]:

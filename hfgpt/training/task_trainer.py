@@ -30,6 +30,7 @@ from .arguments import FinetuningArguments
 from .launch import tensor_parallel_size
 from .optimizer import muon_adam_for
 from .recipe import save_recipe
+from .run_record import save_record
 from .saving import SavingTrainer
 from .task_rows import EncodedExamples
 
@@ -275,6 +276,7 @@ class TaskTrainer(SavingTrainer):
     def save_extra_state(self, folder: Path) -> None:
         """Of which run it is, and which is the best by the name it will have: Trainer has looked where this is written."""
         save_recipe(self.recipe, folder)
+        save_record(self, folder)
         self.state.best_model_checkpoint = self._best_checkpoint(folder)
         self.state.save_to_json(str(folder / "trainer_state.json"))
 

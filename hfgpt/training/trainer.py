@@ -26,6 +26,7 @@ from .checkpoints import checkpoint_step, latest_complete_checkpoint, list_check
 from .interruption import StopAgreement
 from .launch import tensor_parallel_size
 from .optimizer import is_muon, muon_adam_for
+from .run_record import save_record
 from .saving import SavingTrainer
 from .schedule import BatchSchedule, learning_rate_factor
 from .steps import Position, StepLoader, StepRows
@@ -333,8 +334,9 @@ class PretrainingTrainer(SavingTrainer):
         super()._save_checkpoint(model, trial)
 
     def save_extra_state(self, folder: Path) -> None:
-        """Where in the data the checkpoint is."""
+        """Where in the data the checkpoint is, and what the run was until then."""
         self.position.save(folder)
+        save_record(self, folder)
 
     def _roll_back(self) -> None:
         """Return to the newest checkpoint before the failing steps, with the data going on where it is."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, TextIO
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from .generation import DEFAULT_NEW_TOKENS, continue_prompt, encode_prompt, position_limit
@@ -233,7 +234,8 @@ class Conversation:
             should_stop: Asked after each token; where it says yes, the answer is what was written so far.
 
         Raises:
-            ValueError: The message alone is too long for the model; nothing was added.
+            ValueError: The message alone is too long for the model, or its chat template does not take the
+                conversation; nothing was added.
         """
         prompt, left_out = self._fitting_prompt(user)
         pieces: list[str] = []
@@ -289,21 +291,44 @@ class Conversation:
         room = self.settings.max_new_tokens
         if room is None:
             room = DEFAULT_NEW_TOKENS if limit is None else min(DEFAULT_NEW_TOKENS, limit // 2)
-        ids: list[int] = []
-        for left_out in range(len(self.turns) + 1):
-            ids = self._encode(self.turns[left_out:], user)
-            if limit is None or len(ids) + room <= limit:
-                return ids, left_out
+        if limit is None:
+            return self._encode(self.turns, user), 0
+        ids = self._encode([], user)
+        if len(ids) + room <= limit:
+            return self._longest(user, ids, limit - room)
         opening = " with the opening text" if self.opening else ""
         raise ValueError(
             f"the message takes {len(ids)} tokens{opening}, {room} are kept for the answer, and the model has {limit} "
             "positions (`max_position_embeddings`): shorten it, or lower max_new_tokens."
         )
 
+    def _longest(self, user: str, ids: list[int], room: int) -> tuple[list[int], int]:
+        """Like `_fitting_prompt`, where the message alone, of token ids `ids`, has room.
+
+        Twice as many of the last turns each time, until they are too many; then the number is halved in on. What is
+        encoded has no more to do with how long the conversation has become.
+        """
+        kept, too_many = 0, len(self.turns) + 1
+        while too_many - kept > 1:
+            tried = min(2 * kept or 1, (kept + too_many) // 2)
+            found = self._encode(self.turns[len(self.turns) - tried :], user)
+            if len(found) <= room:
+                kept, ids = tried, found
+            else:
+                too_many = tried
+        return ids, len(self.turns) - kept
+
     def _encode(self, turns: Sequence[Turn], user: str) -> list[int]:
         if self.template is None:
             messages = [*_messages(self.opening, turns), {"role": "user", "content": user}]
-            ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            try:
+                ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            except TemplateError as error:
+                without = "leave out `--system` and `--context`, or " if self.opening else ""
+                raise ValueError(
+                    f"the tokenizer's chat template does not take this conversation ({error}): {without}give "
+                    "`--template qa`."
+                ) from None
             return list(ids)
         return encode_prompt(self.tokenizer, self.template.prompt(self.opening, turns, user))
 

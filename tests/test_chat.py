@@ -7,7 +7,6 @@ import pty
 import re
 import select
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from helpers import ROOT
 from transformers import AutoTokenizer
 
 from hfgpt.chat import Conversation, Session, Settings, Template, Turn
+from hfgpt.cli import main
 from hfgpt.generation import load_writer
 
 
@@ -104,6 +104,46 @@ def test_the_first_turns_go_where_the_positions_end(loaded, monkeypatch):
     assert "(the model no longer sees the first" in err and "64 positions" in err
 
 
+def test_a_long_conversation_takes_no_longer_to_fit(loaded):
+    """What is encoded for a message stays the same; the turns that are left out are as few as can be."""
+    tokenizer, encoded = loaded[1], []
+
+    class Counting(type(tokenizer)):
+        def __call__(self, text, *args, **kwargs):
+            encoded.append(text)
+            return super().__call__(text, *args, **kwargs)
+
+    talker = conversation((loaded[0], Counting.from_pretrained(tokenizer.name_or_path)))
+    counts = []
+    for turns in (0, 1, 2, 3, 50, 3000):
+        talker.turns = [Turn("The film?", "dull" * (turn % 3 == 0)) for turn in range(turns)]
+        encoded.clear()
+        left_out = talker.ask("funny").left_out
+        counts.append(sum(map(len, encoded)))
+        del talker.turns[turns:]
+        room = [
+            len(tokenizer(talker.template.prompt("", talker.turns[out:], "funny")).input_ids) + 8 <= 64
+            for out in range(max(left_out - 1, 0), left_out + 1)
+        ]
+        assert room == ([False, True] if left_out else [True])
+    assert left_out > 2990 and counts[-1] <= 1.2 * counts[-2]
+
+
+def test_a_chat_template_that_refuses_is_named_and_the_conversation_goes_on(loaded, pretrained):
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' or m.content == 'no' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    talker = Conversation(loaded[0], tokenizer, opening="Be kind.", settings=Settings(max_new_tokens=2))
+    with pytest.raises(ValueError, match=r"\(System role not supported\): leave out `--system`.* `--template qa`"):
+        talker.ask("Hi")
+    talker = Conversation(loaded[0], tokenizer, settings=Settings(max_new_tokens=2))
+    _, err = talk(talker, "no", "film")
+    assert "error: the tokenizer's chat template does not take this conversation" in err
+    assert "--system" not in err and [turn.user for turn in talker.turns] == ["film"]
+
+
 def test_a_message_too_long_is_named_and_the_conversation_goes_on(loaded):
     talker = conversation(loaded)
     out, err = talk(talker, "funny " * 100, "The film")
@@ -175,23 +215,18 @@ def command(model, *words):
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "TERM": "dumb"}
 
 
-def test_through_pipes_each_line_is_a_turn(pretrained):
-    done = subprocess.run(
-        command(pretrained, "--json", "--max-new-tokens", "4", "--seed", "0", "--min-new-tokens", "3"),
-        input="The film\n\n한국 영화\n" + "word " * 100 + "\nbye\n",
-        env=ENVIRONMENT,
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        timeout=300,
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+def test_through_pipes_each_line_is_a_turn(pretrained, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The film\n\n한국 영화\n" + "word " * 100 + "\nbye\n"))
+    words = command(pretrained, "--json", "--max-new-tokens", "4", "--seed", "0", "--min-new-tokens", "3")
+    status = main(words[3:])
+    done = capsys.readouterr()
+    rows = [json.loads(line) for line in done.out.splitlines()]
     assert [row["user"] for row in rows] == ["The film", "한국 영화", "word " * 100, "bye"]
     assert [sorted(row) for row in rows] == [["ended", "text", "user"]] * 2 + [
         ["error", "user"],
         ["ended", "text", "user"],
     ]
-    assert done.returncode == 2 and "1 of the lines could not be answered" in done.stderr
+    assert status == 2 and "1 of the lines could not be answered" in done.err
 
 
 class Terminal:

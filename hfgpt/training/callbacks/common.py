@@ -4,13 +4,14 @@ import math
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 
@@ -93,10 +94,17 @@ class AddsToLogs(TrainerCallback):
     """Adds `metrics()` to the lines of training, unless the trainer has done so.
 
     A trainer of one's own does it in its `log`, before the line goes anywhere. With another Trainer it is done here:
-    for its history and the callbacks after this one, while reporters have been called before.
+    for its history and the callbacks after this one. `insert_in` puts it before what prints and reports.
     """
 
     marker: str
+
+    def insert_in(self, trainer: Trainer) -> None:
+        """Add this to a Trainer before all its other callbacks, so that its numbers are printed and reported too."""
+        callbacks = trainer.callback_handler.callbacks
+        if self in callbacks:
+            callbacks.remove(self)
+        callbacks.insert(0, self)
 
     def metrics(self) -> dict[str, float]:
         raise NotImplementedError
@@ -122,6 +130,29 @@ def write_line(text: str) -> None:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     tqdm.write(text.encode(encoding, errors="replace").decode(encoding))
     sys.stdout.flush()
+
+
+class _TrainingClock:
+    """Seconds that went into something else than training while its clock was running."""
+
+    def __init__(self) -> None:
+        self.seconds, self._depth = 0.0, 0
+
+    @contextmanager
+    def stands_still(self, device: torch.device | None = None) -> Iterator[None]:
+        """Leave the body out of training's speed, after what the device still has to do for training."""
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        began, self._depth = time.perf_counter(), self._depth + 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth:
+                self.seconds += time.perf_counter() - began
+
+
+training_clock = _TrainingClock()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...data.documents import written_whole
-from .common import NeverFails, NotebookOutput, disk_may_be_full, in_notebook, short_number
+from .common import NeverFails, NotebookOutput, in_notebook, short_number, training_clock
 
 
 LIVE_PLOT_FILE = "live_plot.png"
@@ -21,7 +21,8 @@ LABELS = {"batch_tokens": "batch tokens", "tokens_per_second": "tokens / s", "gr
 class LossCurveCallback(TrainerCallback):
     """Draws loss, learning rate and batch against tokens as a PNG, at every evaluation and at the end.
 
-    All comes from the log history, which a checkpoint keeps: a resumed run's curves are whole.
+    All comes from the log history, which a checkpoint keeps: a resumed run's curves are whole. What fails in drawing is a
+    warning.
 
     Args:
         path: The PNG.
@@ -38,10 +39,11 @@ class LossCurveCallback(TrainerCallback):
     def __init__(self, path: str | Path, tokens_per_step: int | None = None):
         self.path = Path(path)
         self.tokens_per_step = tokens_per_step
+        self._guard = NeverFails("The loss curve could not be drawn")
 
     def _redraw(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            with disk_may_be_full("loss curve"):
+            with training_clock.stands_still(), self._guard():
                 self.draw(state.log_history)
 
     on_evaluate = _redraw
@@ -142,7 +144,7 @@ class LivePlotCallback(TrainerCallback):
         if not state.log_history or unchanged:
             return
         began = time.monotonic()
-        with self._guard():
+        with training_clock.stands_still(), self._guard():
             self.draw(state.log_history, args.output_dir)
         now = time.monotonic()
         self._next = now + max(self.min_seconds, 20 * (now - began))

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_fsdp_managed_module
 
-from .common import NeverFails, NotebookOutput, disk_may_be_full, in_notebook, logger, write_line
+from .common import NeverFails, NotebookOutput, disk_may_be_full, in_notebook, logger, training_clock, write_line
 
 
 SAMPLES_FILE = "samples.jsonl"
@@ -116,7 +116,7 @@ class SampleCallback(TrainerCallback):
         limit = _positions(model)
         for prompt in self.prompts:
             length = self._ids(prompt).shape[1]
-            if limit is not None and length >= limit:
+            if limit is not None and length >= limit + _has_decoder(model):
                 raise ValueError(
                     f"The sample prompt {prompt[:40]!r} has {length} tokens, and the model {limit} positions: shorten it."
                 )
@@ -153,8 +153,11 @@ class SampleCallback(TrainerCallback):
                 self._warned = True
                 logger.warning("No samples: this model's weights are spread over processes in a way they cannot use.")
             return
-        if not (by_all or state.is_world_process_zero):
-            return
+        if by_all or state.is_world_process_zero:
+            with training_clock.stands_still(next(model.parameters()).device):
+                self._write(args, state, model, by_all)
+
+    def _write(self, args: TrainingArguments, state: TrainerState, model: Any, by_all: bool) -> None:
         texts: list[str] | None = None
         if by_all:  # an error of one process would leave the others waiting
             texts = self._continue_all(model)
@@ -193,19 +196,20 @@ class SampleCallback(TrainerCallback):
         pad = self.tokenizer.pad_token_id
         pad = self.tokenizer.eos_token_id if pad is None else pad
         device = next(model.parameters()).device
-        limit = _positions(model) or sys.maxsize
+        limit, has_decoder = _positions(model) or sys.maxsize, _has_decoder(model)
         texts = []
         with _leaving_no_trace(model):
             for prompt in self.prompts:
                 ids = self._ids(prompt).to(device)
+                begin = 1 if has_decoder else ids.shape[1]
                 output = model.generate(
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
-                    max_new_tokens=min(self.max_new_tokens, limit - ids.shape[1]),
+                    max_new_tokens=min(self.max_new_tokens, limit - begin),
                     pad_token_id=pad,
                     **self.options,
                 )
-                texts.append(self.tokenizer.decode(output[0, ids.shape[1] :]))
+                texts.append(self.tokenizer.decode(output[0, begin:]))
         return texts
 
 
@@ -248,7 +252,13 @@ def samples_table(rows: Sequence[dict[str, Any]]) -> str:
 def _positions(model: Any) -> int | None:
     config: Any = getattr(model, "config", None)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None  # XLNet's -1 is no limit
+
+
+def _has_decoder(model: Any) -> bool:
+    """Whether the prompt goes to an encoder, and what is generated begins with a token of the decoder's own."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _is_sharded(model: Any) -> bool:

@@ -33,7 +33,7 @@ class StragglerCallback(AddsToLogs):
     Example:
         ```python
         from hfgpt.training.callbacks import StragglerCallback
-        trainer.add_callback(StragglerCallback())
+        StragglerCallback().insert_in(trainer)
         trainer.train()
         ```
     """

@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from ...planner import FlopsPerToken, peak_flops
 from ..launch import tensor_parallel_size
-from .common import AddsToLogs, logger
+from .common import AddsToLogs, logger, training_clock
 
 
 @dataclass
@@ -34,7 +34,7 @@ class _TokenCounter:
     """Counts the tokens that go through a model's forward in training, without asking the device.
 
     Attributes:
-        tokens: Of this process, padding too: it is computed like the rest.
+        tokens: Of this process, padding too: it is computed like the rest; of an encoder and its decoder both.
         keys: The same times the length of their sequence, for the FLOPs of attention.
     """
 
@@ -58,10 +58,15 @@ class _TokenCounter:
                 (kwargs[name] for name in ("input_ids", "inputs_embeds") if kwargs.get(name) is not None), None
             )
             inputs = args[0] if inputs is None and args else inputs
-            if isinstance(inputs, torch.Tensor) and inputs.dim() >= 2:
-                rows, length = inputs.shape[:2]
-                self.tokens += rows * length
-                self.keys += rows * length * length
+            written = None  # by a decoder beside an encoder, which makes what it reads from the labels
+            if getattr(getattr(module, "config", None), "is_encoder_decoder", False):
+                names = ("decoder_input_ids", "decoder_inputs_embeds", "labels")
+                written = next((kwargs[name] for name in names if kwargs.get(name) is not None), None)
+            for tensor in (inputs, written):
+                if isinstance(tensor, torch.Tensor) and tensor.dim() >= 2:
+                    rows, length = tensor.shape[:2]
+                    self.tokens += rows * length
+                    self.keys += rows * length * length
 
 
 def training_flops_per_token(model: Any, sequence_length: float) -> FlopsPerToken:
@@ -73,9 +78,21 @@ def training_flops_per_token(model: Any, sequence_length: float) -> FlopsPerToke
     Args:
         model: With its config, which says how wide attention is; without these words only the weights count.
         sequence_length: Tokens of a sequence, on average.
+
+    Raises:
+        ValueError: The model has no config, does not say which weights are its embeddings, or has an encoder and a decoder,
+            of which each sees only a part of the tokens.
     """
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    embeddings = model.get_input_embeddings()
+    name, config = type(model).__name__, getattr(model, "config", None)
+    if config is None:
+        raise ValueError(f"{name} has no `config` to tell its FLOPs by.")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} has an encoder and a decoder: its FLOPs of a token are not known.")
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        raise ValueError(f"{name} does not say which weights are its embeddings (`get_input_embeddings`).") from None
     output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     lookup = getattr(embeddings, "weight", None)
     tied = output is not None and getattr(output, "weight", None) is lookup
@@ -85,11 +102,11 @@ def training_flops_per_token(model: Any, sequence_length: float) -> FlopsPerToke
     )
     share = (getattr(config, "num_experts_per_tok", None) or experts) / experts if experts else 1.0
     weights = looked_up = 0.0
-    for name, parameter in model.named_parameters():
+    for path, parameter in model.named_parameters():
         size = getattr(parameter, "ds_numel", parameter.numel())
         if hasattr(parameter, "quant_state"):  # two weights in a byte
             size *= 2 * parameter.element_size()
-        flops = size * (6 if parameter.requires_grad else 4) * (share if ".experts." in name else 1.0)
+        flops = size * (6 if parameter.requires_grad else 4) * (share if ".experts." in path else 1.0)
         weights += flops
         if parameter is lookup and not tied:
             looked_up = flops
@@ -131,7 +148,8 @@ def _is_compiled(args: TrainingArguments, model: Any) -> bool:
 class ThroughputCallback(AddsToLogs):
     """Tokens per second of training alone (data, forward, backward, optimizer), model-FLOPs utilisation and the ETA.
 
-    Evaluation and saving are left out of the speed, but not of the ETA. The numbers are added to Trainer's log lines.
+    Evaluation, saving, and the samples and pictures of the callbacks here are left out of the speed, but not of the ETA. The
+    numbers are added to Trainer's log lines; `insert_in` puts it first, so that they are printed and reported too.
 
     Without arguments it works with any Trainer: tokens are those of `include_num_input_tokens_seen` where that is set, else
     it counts what goes through the model, padding too, and adds up the processes at log lines. A compiled model cannot be
@@ -142,7 +160,8 @@ class ThroughputCallback(AddsToLogs):
             of every optimizer step, over all processes and accumulation steps, where that never changes. Default: it
             counts them.
         flops_per_token: `planner.flops_per_token(config, sequence_length)`. Default: `training_flops_per_token` of the
-            model at the length of its batches, where tokens are counted; else there is no utilisation.
+            model at the length of its batches, where tokens are counted; else, and where that does not know (of an encoder
+            with a decoder it does not), there is no utilisation.
         peak_flops_per_device: Peak of one device, in FLOP/s. Default: what the planner knows of this GPU in bf16; without
             either there is no utilisation, but FLOP/s.
 
@@ -152,7 +171,7 @@ class ThroughputCallback(AddsToLogs):
     Example:
         ```python
         from hfgpt.training.callbacks import ThroughputCallback
-        trainer.add_callback(ThroughputCallback())
+        ThroughputCallback().insert_in(trainer)
         trainer.train()
         ```
     """
@@ -188,7 +207,7 @@ class ThroughputCallback(AddsToLogs):
         self._state: Any = None
         self._model: Any = None
         self._estimate: FlopsPerToken | None = None
-        self._told = False
+        self._told, self._estimable = False, True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -227,8 +246,8 @@ class ThroughputCallback(AddsToLogs):
             new = reduce(torch.tensor(new, device=PartialState().device), "sum").tolist()
             new = [number // tensor_parallel_size(self._args) for number in new]
         tokens, keys = new
-        if tokens and self.flops_per_token is None and self._model is not None:
-            self._estimate = training_flops_per_token(self._model, keys / tokens)
+        if tokens and self.flops_per_token is None and self._model is not None and self._estimable:
+            self._estimate_flops(keys / tokens)
         if self._trainer_counts():
             tokens = self._state.num_input_tokens_seen - self.progress.tokens_seen
         if not tokens and not self._told:
@@ -243,14 +262,25 @@ class ThroughputCallback(AddsToLogs):
         self.progress.step_tokens = round(tokens / self._steps) if self._steps else 0
         self._steps = 0
 
+    def _estimate_flops(self, length: float) -> None:
+        try:
+            self._estimate = training_flops_per_token(self._model, length)
+        except Exception as error:  # a model of any make
+            self._estimable = False
+            if self._state.is_world_process_zero:
+                logger.warning(
+                    f"No utilisation is logged: {str(error) or type(error).__name__} Give ThroughputCallback "
+                    "`flops_per_token`, if you know them."
+                )
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Let the clock go on where it stood still."""
         if self._since is None:
-            self._since = time.perf_counter()
+            self._since = self._now()
             if not self._history:
-                self._history.append((self._since, self._done_and_left()[0]))
+                self._history.append((time.perf_counter(), self._done_and_left()[0]))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -274,9 +304,12 @@ class ThroughputCallback(AddsToLogs):
             self.progress.tokens_seen = state.global_step * self.constant
             self.progress.train_tokens = state.max_steps * self.constant
 
+    def _now(self) -> float:
+        return time.perf_counter() - training_clock.seconds
+
     def _tick(self) -> None:
         if self._since is not None:
-            now = time.perf_counter()
+            now = self._now()
             self.seconds += now - self._since
             self._since = now
 

@@ -270,6 +270,7 @@ def test_when_a_run_ends(options, values, step):
     assert (stopping.stop_reason is None) == (step is None)
 
 
+@pytest.mark.slow
 def test_patience_survives_a_resume_and_the_last_step_is_saved(tmp_path, warnings):
     """Without `load_best_model_at_end`, and from a checkpoint of a run that did not have the callback."""
     fields = {"kind": "gpt2", "eval_steps": 1, "learning_rate": 0.0, "save_strategy": "steps", "save_steps": 2}
@@ -297,6 +298,32 @@ def test_a_metric_that_is_not_there_is_told(tmp_path, warnings):
     make_trainer(tmp_path, [MetricStoppingCallback("eval_f1")]).train()
     [words] = warnings
     assert "no `eval_f1` is logged" in words and "eval_loss" in words
+
+
+def test_a_metric_of_one_of_several_evaluation_sets_is_there(warnings):
+    """Each set is told by itself, and the first does not have it."""
+    stopping = MetricStoppingCallback("eval_ko_loss", patience=3)
+    args = SimpleNamespace(eval_strategy="steps", save_strategy="no")
+    state, control = TrainerState(), TrainerControl()
+
+    def evaluate(*names):
+        for name in names:
+            logs = {f"eval_{name}_loss": 1.0}
+            state.log_history.append({"step": state.global_step, **logs})
+            stopping.on_log(args, state, control, logs=logs)
+            stopping.on_evaluate(args, state, control, metrics=logs)
+        stopping.on_step_begin(args, state, control)
+
+    stopping.on_train_begin(args, state, control)
+    evaluate("en", "ko")
+    assert warnings == []
+    state.log_history.clear()
+    stopping.on_train_begin(args, state, control)
+    evaluate("en", "fr")
+    evaluate("en", "fr")
+    assert warnings == [
+        "Training does not end early: no `eval_ko_loss` is logged. There are eval_en_loss, eval_fr_loss."
+    ]
 
 
 @pytest.mark.parametrize(
@@ -424,16 +451,14 @@ def test_the_first_past_each_multiple_of_tokens(tmp_path, warnings):
 
 
 def test_a_dry_run_and_a_deletion_that_fails(tmp_path, warnings, monkeypatch):
-    saved = {"save_strategy": "steps", "save_steps": 4, "kind": "gpt2"}
-    make_trainer(tmp_path, [CheckpointPruningCallback(1, dry_run=True)], **saved).train()
-    assert names(tmp_path) == ["checkpoint-4", "checkpoint-8"]
+    assert saved(CheckpointPruningCallback(1, dry_run=True), tmp_path, 4, 8) == [4, 8]
     assert len(warnings) == 1 and "checkpoint-4 would be deleted" in warnings[0]
 
     def failing(folder):
         raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(callbacks.pruning, "remove", failing)
-    make_trainer(tmp_path, [CheckpointPruningCallback(1)], **saved).train()
+    assert saved(CheckpointPruningCallback(1), tmp_path, 12, begin=8) == [4, 8, 12]
     assert "could not be deleted" in warnings[-1] and "Permission denied" in warnings[-1]
 
 

@@ -55,7 +55,7 @@ class MetricStoppingCallback(EarlyStoppingCallback):
         self.relative, self.target, self.greater_is_better = relative, target, greater_is_better
         self.sign = -1.0 if lower_is_better(metric, greater_is_better) else 1.0
         self.stop_reason: str | None = None
-        self._missed = False
+        self._missed, self._seen = False, set[str]()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,7 +65,7 @@ class MetricStoppingCallback(EarlyStoppingCallback):
         Raises:
             ValueError: It is one of evaluations, and there are none.
         """
-        self.stop_reason, self._missed = None, False
+        self.stop_reason, self._missed, self._seen = None, False, set()
         if self.metric.startswith("eval_") and args.eval_strategy == IntervalStrategy.NO:
             raise ValueError(
                 f"Training cannot end by `{self.metric}` with `eval_strategy: no`: evaluate by steps or epoch, or name a "
@@ -106,14 +106,24 @@ class MetricStoppingCallback(EarlyStoppingCallback):
     def on_evaluate(  # in place of transformers', which goes by `args.metric_for_best_model`
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
     ) -> None:
-        """Tell where an evaluation does not have the metric."""
-        if self._missed or not metrics or not self.metric.startswith("eval_"):
+        """Remember what an evaluation has: of several sets each is told by itself."""
+        if self.metric.startswith("eval_") and not self._missed:
+            self._seen.update(name for name, value in (metrics or {}).items() if finite_number(value))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell where the evaluations since the last step did not have the metric."""
+        if not self._seen or self._missed:
             return
-        if self.metric not in metrics and not any(self.metric in entry for entry in state.log_history):
+        if not any(self.metric in entry for entry in state.log_history):
             self._missed = True
             if state.is_world_process_zero:
-                known = ", ".join(sorted(name for name in metrics if finite_number(metrics[name])))
+                known = ", ".join(sorted(self._seen))
                 logger.warning(f"Training does not end early: no `{self.metric}` is logged. There are {known}.")
+        self._seen.clear()
+
+    on_train_end = on_step_begin
 
     def _count(self, log_history: list[dict[str, Any]]) -> tuple[float | None, int]:
         """The best value and its step; the count of values since is kept where transformers has it."""

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from callback_runs import LENGTH, PROMPTS, ReportingTrainer, make_tokenizer, make_trainer, weights
+from callback_runs import LENGTH, PROMPTS, ReportingTrainer, make_model, make_tokenizer, make_trainer, weights
 from helpers import run
 from matplotlib.figure import Figure
 from transformers import TrainerState
 
 from hfgpt.training import callbacks
 from hfgpt.training.callbacks import (
+    LivePlotCallback,
     LossCurveCallback,
     Progress,
     SampleCallback,
@@ -46,8 +47,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(callbacks.throughput, "time", Clock())
-    return callbacks.throughput.time
+    clock = Clock()
+    for module in (callbacks.throughput, callbacks.common):
+        monkeypatch.setattr(module, "time", clock)
+    return clock
 
 
 def steps(callback, progress, clock, *sizes, seconds=1.0):
@@ -85,6 +88,33 @@ def test_speed_is_of_training_alone_and_of_tokens_as_they_come(ramp):
     assert second["tokens_per_second"] == pytest.approx(1000 / 3, abs=0.1)
     assert callback.overall() == pytest.approx(1200 / 5)
     assert (first["tokens"], second["tokens"], second["batch_tokens"]) == (200, 1200, 500)
+
+
+def test_samples_and_pictures_are_no_work_of_training(clock, tmp_path, monkeypatch):
+    """Whatever the order of the callbacks, and where nothing is evaluated or saved."""
+
+    def slow(*args, **kwargs):
+        clock.now += 30
+        return torch.zeros(1, 4, dtype=torch.long)
+
+    progress, model = Progress(train_tokens=1000), make_model("gpt2")
+    throughput = ThroughputCallback(progress, FLOPS)
+    samples, picture = SampleCallback(make_tokenizer(), ["a"], 2, every_steps=1), LivePlotCallback()
+    args, state = SimpleNamespace(output_dir=str(tmp_path)), TrainerState(log_history=[{"step": 1, "loss": 1.0}])
+    monkeypatch.setattr(model, "generate", slow)
+    monkeypatch.setattr(picture, "draw", slow)
+    throughput.on_train_begin(ARGS, None, None)
+    for state.global_step in (1, 2):
+        throughput.on_step_begin(ARGS, None, None)
+        clock.now += 1
+        progress.step_tokens = 100
+        throughput.on_step_end(ARGS, None, None)
+        progress.tokens_seen += 100
+        samples.on_step_end(args, state, None, model=model)
+        picture.on_train_end(args, state, None)
+    assert clock.now == 100 + 2 + 3 * 30
+    metrics = throughput.metrics()
+    assert metrics["tokens_per_second"] == 100 and metrics["eta_seconds"] == 8 * (2 + 90) / 2
 
 
 def test_the_eta_counts_evaluations_too(ramp):
@@ -171,6 +201,7 @@ def test_a_sample_ends_with_the_positions(tmp_path):
     assert row["continuation"]
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     """Samples by one of them change nothing; the slow one is named."""
     done = run(
@@ -284,9 +315,16 @@ def test_curves_are_over_the_tokens_of_the_log():
 
 
 def test_the_picture_has_a_panel_for_each_quantity(tmp_path, monkeypatch):
-    figures = []
-    save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (figures.append(self), save(self, *a, **k)))
+    figures, save = [], Figure.savefig
+
+    def savefig(self, path, **kwargs):
+        figures.append(self)
+        if len(figures) == 1:
+            save(self, path, **kwargs)
+        else:
+            Path(path).write_bytes(b"")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     curve = LossCurveCallback(tmp_path / "new" / "curve.png")
     curve.draw(HISTORY)
     curve.draw([{"step": step, "loss": 5 - step / 100} for step in range(200)])
@@ -310,9 +348,11 @@ def test_a_full_disk_does_not_end_the_run(unwatched, tmp_path, monkeypatch, caps
     picture = tmp_path / "curve.png"
     picture.write_text("older")
 
+    errors = iter([OSError(28, "No space left on device")] * 2 + [ValueError("no such font")])
+
     def savefig(self, path, **kwargs):
         Path(path).write_text("half")
-        raise OSError(28, "No space left on device")
+        raise next(errors)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     warnings = []
@@ -323,7 +363,9 @@ def test_a_full_disk_does_not_end_the_run(unwatched, tmp_path, monkeypatch, caps
     assert torch.equal(weights(trainer), unwatched)
     assert picture.read_text() == "older"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.png", "samples.jsonl"]
-    assert sum("loss curve" in text and "No space left" in text for text in warnings) == 3
+    told = [text for text in warnings if text.startswith("The loss curve could not be drawn, training goes on: ")]
+    assert len(told) == 2 and "No space left" in told[0] and "no such font" in told[1]
+    assert not list(errors)
     assert sum("samples" in text for text in warnings) == 2
 
 
@@ -359,6 +401,7 @@ def test_all_arrives_in_tensorboard_and_a_resumed_run_goes_on(tmp_path):
     assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_process_keep_their_own_tensorboard_folders(tmp_path):
     pytest.importorskip("tensorboard")
     for name in ("one", "two"):
@@ -375,6 +418,7 @@ make_trainer(Path(sys.argv[1]), [], ReportingTrainer, **fields).train()
 """
 
 
+@pytest.mark.slow
 def test_all_arrives_in_trackio_without_a_network(tmp_path):
     pytest.importorskip("trackio")
     read = (

@@ -16,7 +16,16 @@ import torch
 from callback_runs import LENGTH, make_model, make_tokenizer, make_trainer, weights
 from helpers import ROOT, pretrain_arguments
 from task_runs import recipe
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, TrainerCallback, TrainerState
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+    TrainerState,
+)
 
 from hfgpt.planner import flops_per_token
 from hfgpt.training import callbacks
@@ -53,17 +62,42 @@ DOCUMENTED = [
 ]
 
 
+def example(cls):
+    """The three lines of a callback's docstring, of which the last trains."""
+    [code] = re.findall(r"```python\n(.*?)\n *```$", inspect.getdoc(cls), re.DOTALL)
+    lines = textwrap.dedent(code).splitlines()
+    assert len(lines) == 3 and lines[-1] == "trainer.train()"
+    return lines
+
+
+def documented_trainer(folder):
+    return make_trainer(
+        folder, [], kind="gpt2", options={"processing_class": make_tokenizer()}, save_strategy="steps", save_steps=2,
+        eval_steps=2,
+    )  # fmt: skip
+
+
+def test_three_lines_use_them_together(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    trainer = documented_trainer(tmp_path / "run")
+    for cls in reversed(DOCUMENTED):
+        exec("\n".join(example(cls)[:-1]), {"trainer": trainer})
+    trainer.train()
+    assert {type(callback) for callback in trainer.callback_handler.callbacks} >= set(DOCUMENTED)
+    assert trainer.state.global_step == 8
+    printed = [line for line in capsys.readouterr().out.splitlines() if "loss" in line and "lr" in line]
+    assert printed and all(" tok/s" in line for line in printed)
+    written = {path.name for path in (tmp_path / "run").iterdir()}
+    assert written == {"checkpoint-6", "checkpoint-8", "live_plot.png", "samples.jsonl"}
+    assert (tmp_path / "loss_curve.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("cls", DOCUMENTED, ids=lambda cls: cls.__name__)
 def test_three_lines_use_it(cls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    [code] = re.findall(r"```python\n(.*?)\n *```$", inspect.getdoc(cls), re.DOTALL)
-    code = textwrap.dedent(code)
-    assert len(code.splitlines()) == 3
-    trainer = make_trainer(
-        tmp_path / "run", [], kind="gpt2", options={"processing_class": make_tokenizer()}, save_strategy="steps",
-        save_steps=2, eval_steps=2,
-    )  # fmt: skip
-    exec(code, {"trainer": trainer})
+    trainer = documented_trainer(tmp_path / "run")
+    exec("\n".join(example(cls)), {"trainer": trainer})
     assert any(type(callback) is cls for callback in trainer.callback_handler.callbacks)
     assert trainer.state.global_step == 8
 
@@ -96,19 +130,25 @@ def padded(rows):
 
 @pytest.mark.parametrize(
     ("counted", "tokens"),
-    [({}, [20, 40]), ({"include_num_input_tokens_seen": "non_padding"}, [16, 32])],
+    [
+        ({}, [20, 40]),
+        pytest.param({"include_num_input_tokens_seen": "non_padding"}, [16, 32], marks=pytest.mark.slow),
+    ],
 )
-def test_tokens_are_counted_as_they_come(tmp_path, counted, tokens):
+def test_tokens_are_counted_as_they_come(tmp_path, capsys, counted, tokens):
     """Rows of 3 and 5 tokens; evaluations and samples are none of training."""
     throughput = ThroughputCallback(peak_flops_per_device=1e12)
     options = {"train_dataset": rows_of_lengths(3, 5) * 8, "data_collator": padded}
     samples = SampleCallback(make_tokenizer(), ["a"], 4, every_steps=1)
     trainer = make_trainer(
-        tmp_path, [throughput, samples], kind="gpt2", options=options, max_steps=4, eval_steps=1,
+        tmp_path, [samples], kind="gpt2", options=options, max_steps=4, eval_steps=1,
         train_sampling_strategy="sequential", **counted,
     )  # fmt: skip
+    throughput.insert_in(trainer)
     trainer.train()
     found = lines(trainer)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "'grad_norm'" in line]  # by Trainer's own
+    assert len(printed) == 2 and all("'tokens_per_second'" in line for line in printed)
     assert [line["tokens"] for line in found] == tokens
     assert [line["batch_tokens"] for line in found] == [tokens[0] // 2] * 2
     flops = training_flops_per_token(trainer.model, 5)
@@ -118,6 +158,7 @@ def test_tokens_are_counted_as_they_come(tmp_path, counted, tokens):
     assert not trainer.model._forward_pre_hooks
 
 
+@pytest.mark.slow
 def test_a_resumed_run_counts_on(tmp_path):
     fields = {"kind": "gpt2", "save_strategy": "steps", "save_steps": 4, "gradient_accumulation_steps": 2}
     make_trainer(tmp_path, [ThroughputCallback()], max_steps=4, **fields).train()
@@ -134,6 +175,68 @@ def test_a_model_that_cannot_be_counted_is_told_what_to_give(tmp_path, warnings)
     assert not any("tokens" in line or "tokens_per_second" in line for line in lines(trainer))
     with pytest.raises(ValueError, match="`progress` as tokens of a step must be at least 1, got 0"):
         ThroughputCallback(0)
+
+
+class Bigram(torch.nn.Module):
+    """Of one's own making: no config, and no words for its embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(257, 257)
+
+    def forward(self, input_ids, labels=None):
+        logits = self.table(input_ids)
+        return {"loss": torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def test_a_model_of_ones_own_has_a_speed_and_no_utilisation(tmp_path, warnings):
+    fields = {"max_steps": 4, "eval_strategy": "no"}
+    trainer = make_trainer(
+        tmp_path, [ThroughputCallback(peak_flops_per_device=1e12)], options={"model": Bigram()}, **fields
+    )
+    trainer.train()
+    assert [line["tokens"] for line in lines(trainer)] == [step * 2 * LENGTH for step in (2, 4)]
+    assert not any("mfu" in line for line in lines(trainer))
+    assert warnings == [
+        "No utilisation is logged: Bigram has no `config` to tell its FLOPs by. Give ThroughputCallback "
+        "`flops_per_token`, if you know them."
+    ]
+
+    class Unsaid(Bigram):
+        config = SimpleNamespace()
+
+        def get_input_embeddings(self):
+            raise NotImplementedError
+
+    with pytest.raises(ValueError, match="Unsaid does not say which weights are its embeddings"):
+        training_flops_per_token(Unsaid(), 8)
+
+
+def test_an_encoder_with_a_decoder_is_counted_and_sampled(tmp_path, warnings):
+    model = T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=257, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=256,
+            eos_token_id=255, pad_token_id=256,
+        )
+    )  # fmt: skip
+    prompt, tokenizer = "A prompt of more tokens than are to be written", make_tokenizer()
+    callbacks_ = [ThroughputCallback(peak_flops_per_device=1e12), SampleCallback(tokenizer, [prompt], 6)]
+    trainer = make_trainer(tmp_path, callbacks_, options={"model": model}, max_steps=4)
+    trainer.train()
+    assert [line["tokens"] for line in lines(trainer)] == [2 * step * 2 * LENGTH for step in (2, 4)]
+    assert not any("mfu" in line for line in lines(trainer))
+    [words] = warnings
+    assert "T5ForConditionalGeneration has an encoder and a decoder" in words
+    output = model.eval().generate(
+        tokenizer(prompt, return_tensors="pt")["input_ids"], max_new_tokens=6, do_sample=False
+    )
+    [row] = samples(tmp_path)
+    assert row["continuation"] and row["continuation"] == tokenizer.decode(output[0, 1:])
+
+
+def test_a_model_without_a_limit_of_positions_takes_any_prompt():
+    model = SimpleNamespace(generate=None, config=SimpleNamespace(max_position_embeddings=-1))  # as XLNet says it
+    SampleCallback(make_tokenizer(), ["a"]).on_train_begin(None, None, None, model=model)
 
 
 def test_flops_are_the_planners_and_those_of_other_models():
@@ -177,6 +280,7 @@ def samples(folder):
     return [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+@pytest.mark.slow
 def test_samples_at_steps_change_nothing(tmp_path):
     """Nor of a module that is kept in evaluation, and with the Trainer's tokenizer."""
     found = []
@@ -228,7 +332,9 @@ def test_what_cannot_be_printed_or_logged_does_not_end_the_run(tmp_path, monkeyp
     def failing(logs):
         raise ConnectionError("no connection")
 
-    callback = SampleCallback(make_tokenizer(), ["영화 🎬"], 2, log=failing, suppress_tokens=[*range(65), *range(66, 257)])
+    callback = SampleCallback(
+        make_tokenizer(), ["영화 🎬"], 2, log=failing, suppress_tokens=[*range(65), *range(66, 257)]
+    )
     args, model, stream = SimpleNamespace(output_dir=str(tmp_path)), make_model("gpt2"), Stream()
     monkeypatch.setattr(sys, "stdout", stream)
     for step in (1, 2):
@@ -270,10 +376,16 @@ def panels(figures):
 
 @pytest.fixture
 def figures(monkeypatch):
+    """What is drawn; to save it takes most of the time."""
     from matplotlib.figure import Figure
 
-    found, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (found.append(self), save(self, *a, **k)))
+    found = []
+
+    def savefig(self, path, **kwargs):
+        found.append(self)
+        Path(path).write_bytes(PNG)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     return found
 
 
@@ -351,6 +463,7 @@ def test_in_a_log_file(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["live_plot.png", "samples.jsonl"]
 
 
+@pytest.mark.slow
 def test_in_a_notebook(tmp_path, monkeypatch):
     """One picture and one table, replaced in place, which stay in the saved notebook; and no PNG beside it."""
     nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")

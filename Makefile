@@ -6,7 +6,7 @@ WORKERS ?= auto
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-slow lint format docs docs-serve dist clean
+.PHONY: help install demo test test-slow lint format docs docs-serve notebooks dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ docs: $(VENV)/.installed-dev  ## the documentation, in out/site; a warning is an
 
 docs-serve: $(VENV)/.installed-dev  ## the documentation at http://127.0.0.1:8000, built anew at every change
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+notebooks: $(VENV)/.installed-dev  ## execute the notebooks and keep their outputs
+	$(BIN)/python notebooks/execute.py
 
 dist: $(VENV)/.installed-dev  ## the wheel and the source archive, in dist/
 	$(BIN)/python -m build

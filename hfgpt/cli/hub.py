@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         description="Upload a folder that a run, `convert` or `save_pretrained` wrote, with its tokenizer and a model card "
         f"made of what the run left there. The same command again goes on with an upload that was cut off. {_SIGN_IN}",
     )
-    push.add_argument("model", metavar="MODEL", help="folder of a model, an adapter, or a run with its checkpoints")
+    push.add_argument("model", metavar="MODEL", help="folder of a model, an adapter, a tokenizer or a checkpoint")
     push.add_argument("repo_id", metavar="OWNER/NAME", help="repository on the Hub, made if there is none")
     visible = push.add_mutually_exclusive_group()
     visible.add_argument("--private", action="store_true", help="make it private (default: as the owner has it)")
@@ -96,7 +96,7 @@ def _pull(arguments: argparse.Namespace) -> None:
     from ..hub import pull
 
     _hide_bars()
-    output = arguments.output or arguments.repo_id.rpartition("/")[2]
+    output = arguments.output or arguments.repo_id.rpartition("/")[2] or None
     with redirect_stdout(sys.stderr):
         done = pull(arguments.repo_id, output, revision=arguments.revision, overwrite=arguments.overwrite)
     _show(done, arguments.json)

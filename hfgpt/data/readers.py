@@ -145,7 +145,11 @@ class SourceConfig:
         if self.max_rows is not None and self.max_rows < 1:
             raise ValueError(f"`max_rows` must be at least 1, got {self.max_rows}.")
         if not self.name:
-            self.name = self.dataset or PurePosixPath(self.paths[0].split("::")[0]).name
+            # Without the query and fragment of an address: these may be a key to it.
+            inside = (
+                re.split(r"[?#]", self.paths[0].split("::")[0])[0] if self.paths and "://" in self.paths[0] else None
+            )
+            self.name = self.dataset or PurePosixPath(inside or self.paths[0].split("::")[0]).name
 
     @property
     def paths(self) -> list[str]:

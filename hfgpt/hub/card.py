@@ -473,7 +473,8 @@ class _Facts:
         arguments = ", ".join(part for part in (f'"{self.repo_id}"', trust) if part)
         lines.append(f"\nmodel = {class_name}.from_pretrained({arguments})")
         if tokenizer_of:
-            lines.append(f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer_of}")')
+            arguments = ", ".join(part for part in (f'"{tokenizer_of}"', trust) if part)
+            lines.append(f"tokenizer = AutoTokenizer.from_pretrained({arguments})")
         else:
             lines.append("# There is no tokenizer here: `tokenizer` is the one that the model was trained with.")
         prompt = self._example_prompt()

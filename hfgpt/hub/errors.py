@@ -22,8 +22,8 @@ from huggingface_hub.errors import (
 )
 
 
-# The Hub's tokens begin so; a shorter word is none.
-TOKEN_PATTERN = re.compile(r"hf_[A-Za-z0-9_-]{8,}")
+# The Hub's tokens are hf_ and 34 letters and digits; what is shorter, or goes on with more words, is a name.
+TOKEN_PATTERN = re.compile(r"(?<![A-Za-z0-9_])hf_[A-Za-z0-9]{30,}(?![A-Za-z0-9_])")
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN to a token of {settings}"
 BUSY = (429, 500, 502, 503, 504)
 
@@ -40,13 +40,10 @@ def without_tokens(text: str, *tokens: str | None) -> str:
     return TOKEN_PATTERN.sub("hf_***", text)
 
 
-def endpoint() -> str:
-    """Address of the Hub that this process talks to."""
-    return constants.ENDPOINT
-
-
 @contextmanager
-def hub_errors(repo_id: str, doing: str, token: str | None = None, revision: str | None = None) -> Iterator[None]:
+def hub_errors(
+    repo_id: str, doing: str, token: str | None = None, revision: str | None = None, endpoint: str | None = None
+) -> Iterator[None]:
     """Turn the client's errors into a `HubError`.
 
     Args:
@@ -54,22 +51,25 @@ def hub_errors(repo_id: str, doing: str, token: str | None = None, revision: str
         doing: "push to" or "pull from".
         token: In use, so that it can be kept out of the message.
         revision: That was asked for.
+        endpoint: Address of the Hub. Default: that of this process.
     """
     try:
         yield
     except HubError:
         raise
     except Exception as error:  # every other kind is raised again as it is
-        message = _explain(error, repo_id, doing, token, revision)
+        message = _explain(error, repo_id, doing, token, revision, endpoint or constants.ENDPOINT)
         if message is None:
             raise
         raise HubError(without_tokens(message, token)) from None
 
 
-def _explain(error: Exception, repo_id: str, doing: str, token: str | None, revision: str | None) -> str | None:
+def _explain(
+    error: Exception, repo_id: str, doing: str, token: str | None, revision: str | None, hub: str
+) -> str | None:
     """One line; None for an error that isn't of the Hub."""
     start = f"Cannot {doing} {repo_id}: "
-    log_in = LOG_IN.format(settings=f"{endpoint()}/settings/tokens")
+    log_in = LOG_IN.format(settings=f"{hub}/settings/tokens")
     given = token or get_token()
     if isinstance(error, HFValidationError):
         return (
@@ -78,6 +78,8 @@ def _explain(error: Exception, repo_id: str, doing: str, token: str | None, revi
         )
     if isinstance(error, UnicodeEncodeError) or "Illegal header value" in str(error):
         return f"{start}the token holds characters that no token has: {log_in}."
+    if type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
+        return f"{start}{hub!r} is no address: set HF_ENDPOINT to one such as https://huggingface.co, or unset it."
     if isinstance(error, LocalTokenNotFoundError):
         return f"{start}there is no token: {log_in}."
     if isinstance(error, OfflineModeIsEnabled) or (
@@ -87,26 +89,31 @@ def _explain(error: Exception, repo_id: str, doing: str, token: str | None, revi
     if isinstance(error, LocalEntryNotFoundError):  # the client's words for a Hub that isn't there
         cause = error.__cause__
         if isinstance(cause, Exception) and not isinstance(cause, LocalEntryNotFoundError):
-            explained = _explain(cause, repo_id, doing, token, revision)
+            explained = _explain(cause, repo_id, doing, token, revision, hub)
             if explained is not None:
                 return explained
-        return f"{start}{endpoint()} is not reachable: look at the network, a proxy, or HF_ENDPOINT, and run it again."
+        return f"{start}{hub} is not reachable: look at the network, a proxy, or HF_ENDPOINT, and run it again."
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)) and not isinstance(error, HfHubHTTPError):
         return (
-            f"{start}{endpoint()} is not reachable, or the connection broke off ({_short(error)}): run the same again, "
+            f"{start}{hub} is not reachable, or the connection broke off ({_short(error)}): run the same again, "
             "and what has arrived is not sent twice."
         )
     if isinstance(error, GatedRepoError):
-        return f"{start}it is gated: ask for access on {endpoint()}/{repo_id}, then {log_in}."
+        return f"{start}it is gated: ask for access on {hub}/{repo_id}, then {log_in}."
     if isinstance(error, DisabledRepoError):
         return f"{start}the Hub has disabled it."
     if isinstance(error, RevisionNotFoundError):
-        return f"{start}it has no revision {revision!r}: see its branches and tags on {endpoint()}/{repo_id}."
+        return f"{start}it has no revision {revision!r}: see its branches and tags on {hub}/{repo_id}."
     if isinstance(error, EntryNotFoundError):
         return f"{start}a file is not there: {_short(error)}."
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):  # the client's words for an upload
-        return _explain(error.__cause__, repo_id, doing, token, revision)
+        return _explain(error.__cause__, repo_id, doing, token, revision, hub)
     if not isinstance(error, HfHubHTTPError):
+        if isinstance(error, OSError) and error.errno is not None:
+            return (
+                f"{start}{error.filename or 'a file'} cannot be used ({error.strerror}): make room, or set HF_HOME to a folder "
+                "that can be written."
+            )
         return None
     status = error.response.status_code if error.response is not None else 0
     said = _short(error)

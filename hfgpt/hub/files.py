@@ -1,6 +1,7 @@
 """Which files of a folder are its model, adapter, tokenizer or checkpoint, and which stay at home."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def contents(folder: str | Path, adapter_only: bool = False) -> Contents:
     elif tokenizer:
         return Contents(folder, "tokenizer", tuple(sorted(tokenizer)))
     else:
-        inside = next((path.name for path in sorted(folder.iterdir()) if (path / CONFIG_FILE).is_file()), None)
+        models = [path for path in folder.iterdir() if (path / CONFIG_FILE).is_file()]
+        inside = max(models, key=lambda path: (checkpoint_step(path) or 0, path.name)).name if models else None
         hint = f" Did you mean {folder / inside}?" if inside else ""
         raise ValueError(
             f"{folder} holds no model, adapter or tokenizer ({CONFIG_FILE}, {ADAPTER_CONFIG_FILE} or tokenizer.json).{hint}"
@@ -126,26 +128,31 @@ def _custom_code(folder: Path, present: set[str]) -> list[str]:
     return sorted(name for name in present if name.endswith(".py"))
 
 
-def refuse_tokens(folder: Path, names: tuple[str, ...], token: str | None) -> None:
-    """See that no file holds a token of the Hub.
+def refuse_tokens(files: Mapping[str, bytes | Path], token: str | None) -> None:
+    """See that nothing of what is pushed holds a token of the Hub.
 
-    Weights are looked at no more than anybody's: what a program writes of its own accord are texts and arguments.
+    Weights and states are not looked at: what a person or a program writes a token into are texts, and arguments.
+
+    Args:
+        files: Names there, with their bytes or where they are.
+        token: The one in use, which no file may hold; of others, what looks like one is refused in texts.
 
     Raises:
         ValueError: One does; the message has its name, not the token.
     """
-    for name in names:
-        path = folder / name
-        if path.suffix not in TEXT_SUFFIXES and path.name != ARGUMENTS_FILE:
+    for name, source in files.items():
+        suffix = Path(name).suffix
+        if suffix not in TEXT_SUFFIXES and Path(name).name != ARGUMENTS_FILE:
             continue
-        data = path.read_bytes()
+        data = source if isinstance(source, bytes) else source.read_bytes()
+        shown = name if isinstance(source, bytes) else source
         if token and token.encode() in data:
             raise ValueError(
-                f"{path} holds your token: nothing was pushed. Remove it from the file, and replace the token."
+                f"{shown} holds your token: nothing was pushed. Remove it from the file, and replace the token."
             )
-        if path.name not in TOKENIZER_FILES and TOKEN_PATTERN.search(data.decode("utf-8", "replace")):
+        if suffix in TEXT_SUFFIXES and TOKEN_PATTERN.search(data.decode("utf-8", "replace")):
             raise ValueError(
-                f"{path} holds what looks like a token of the Hub (hf_...): nothing was pushed. Remove it."
+                f"{shown} holds what looks like a token of the Hub (hf_...): nothing was pushed. Remove it."
             )
 
 

@@ -23,7 +23,7 @@ def parse_size(size: int | str) -> int:
         if text.endswith(unit):
             try:
                 return int(float(text.removesuffix(unit)) * factor)
-            except ValueError:
+            except (ValueError, OverflowError):
                 break
     if text.isdigit():
         return int(text)

@@ -69,7 +69,7 @@ def finetune(
     """Fine-tune, score the test split, and save.
 
     Leaves in `args.output_dir`: the model (or the adapter) with its tokenizer and `task.json`, `predictions.jsonl` with
-    each test row, and `all_results.json`.
+    each test row, `all_results.json`, `loss_curve.png` and `run.json`.
 
     Args:
         config: What, for which task, on which data.
@@ -87,6 +87,9 @@ def finetune(
     """
     trainer, rows = prepare(config, args)
     args, task = trainer.args, trainer.record.task
+    trainer.add_callback(LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE))
+    batch_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    trainer.add_callback(RunRecordCallback(finetuning_record(config, args, task.name, batch_rows)))
     if config.sample_prompts:
         trainer.add_callback(
             SampleCallback(trainer.processing_class, config.sample_prompts, config.sample_tokens, log=trainer.log)
@@ -501,9 +504,6 @@ def make_trainer(
         processing_class=tokenizer,
     )
     trainer.push_when_saved = False
-    trainer.add_callback(LossCurveCallback(Path(args.output_dir) / LOSS_CURVE_FILE))
-    batch_rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    trainer.add_callback(RunRecordCallback(finetuning_record(config, args, record.task.name, batch_rows)))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(str(args.metric_for_best_model), config.early_stopping_patience))
     return trainer

@@ -55,8 +55,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Pretrain, or resume from the newest complete checkpoint in `args.output_dir`; a finished run is left as it is.
 
-    Leaves in `args.output_dir`: the model and tokenizer, `checkpoint-*`, `loss_curve.png`, `trainer_state.json` and
-    `all_results.json`.
+    Leaves in `args.output_dir`: the model and tokenizer, `checkpoint-*`, `loss_curve.png`, `trainer_state.json`,
+    `run.json` and `all_results.json`.
 
     Args:
         config: What, on which corpus.

@@ -7,13 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..manifest import weights_state
 from ..tasks.saved import TaskRecord
 from .arguments import FinetuneConfig, FinetuningArguments
 from .task_rows import Rows
 
 
 RECIPE_FILE = "recipe.json"
-END_BYTES = 2**20
 # What of a recipe the weights do not depend on.
 WITHOUT_EFFECT = (
     "task_overrides", "attn_implementation", "compare_random_start", "max_bad_rows", "test_path", "test_split",
@@ -52,19 +52,6 @@ def recipe_of(
             state.update(repr((encoded.prompt_ids, encoded.completion_ids)).encode())
         found["training_rows"] = state.hexdigest()[:16]
     return json.loads(json.dumps(found, default=lambda value: str(getattr(value, "value", value))))
-
-
-def weights_state(folder: Path) -> str:
-    """Tells a folder's weights from others, without reading all of them: sizes, and the ends of every file."""
-    state = hashlib.sha256()
-    for path in sorted((*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin"))):
-        with open(path, "rb") as file:
-            size = file.seek(0, 2)
-            state.update(f"{path.name} {size} ".encode())
-            for start in (0, max(size - END_BYTES, 0)):
-                file.seek(start)
-                state.update(file.read(END_BYTES))
-    return f"weights {state.hexdigest()[:16]}"
 
 
 def save_recipe(recipe: dict[str, Any], folder: Path) -> None:

@@ -99,7 +99,10 @@ class SavingTrainer(PushingTrainer):
                         (root / name).replace(target / name)
                     remove_replaced(target, names)
         if self.args.push_to_hub and self.push_when_saved:
-            self.push_saved("Model save")
+            if target == Path(self.args.output_dir):
+                self.push_saved("Model save")
+            else:  # what is pushed lies in the output folder
+                self.push_to_hub("Model save")
 
     @contextmanager
     def _whole_or_nothing(self, root: Path, what: str) -> Iterator[None]:

@@ -1,5 +1,6 @@
-"""Tokens of the local Hub's users."""
+"""Tokens of the local Hub's users, as long as the Hub's."""
 
-TOKEN = "hf_kimWriteToken0123456789"
-READ_TOKEN = "hf_kimReadToken0123456789"
-OTHER_TOKEN = "hf_leeWriteToken0123456789"
+TOKEN = "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1"
+READ_TOKEN = "hf_kimReadTokenKimReadTokenKimReadToke"
+OTHER_TOKEN = "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2"
+UNKNOWN_TOKEN = "hf_nobodyKnowsThisTokenNobodyKnowsIt34"

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import run
-from hub_users import OTHER_TOKEN, READ_TOKEN, TOKEN
+from hub_users import OTHER_TOKEN, READ_TOKEN, TOKEN, UNKNOWN_TOKEN
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hfgpt.hub import HubError, pull, push
+from hfgpt.hub import HubError, pull, pull_checkpoint, push
+from hfgpt.manifest import MANIFEST_FILE, files_below, hash_files, write_manifest
 from hfgpt.training.checkpoints import why_incomplete
 
 
@@ -234,7 +236,7 @@ def test_a_download_that_broke_off_leaves_nothing_under_its_name(hub, model_fold
 
 
 REFUSALS = {
-    "a bad token": ({"token": "hf_nobodyKnowsThisToken"}, "does not know this token: log in"),
+    "a bad token": ({"token": UNKNOWN_TOKEN}, "does not know this token: log in"),
     "a token with a line break": ({"token": "hf_one\nhf_twoAndItsRest"}, "holds characters that no token has"),
     "a token in Hangul": ({"token": "hf_\ud1a0\ud070"}, "holds characters that no token has"),
     "a token that only reads": ({"token": READ_TOKEN}, "token may not write there"),
@@ -271,7 +273,7 @@ def test_a_name_without_owner_is_the_tokens(hub, model_folder):
 
 def test_what_is_private_is_not_there_for_others(hub, model_folder, tmp_path):
     assert push(model_folder, "kim/secret", private=True).private
-    for arguments in ({"token": OTHER_TOKEN}, {"token": "hf_nobodyKnowsThisToken"}):
+    for arguments in ({"token": OTHER_TOKEN}, {"token": UNKNOWN_TOKEN}):
         with pytest.raises(
             HubError, match=r"no such repository, or the token may not see it|does not know this token"
         ):
@@ -301,7 +303,7 @@ def test_not_there_not_reachable_offline(hub, model_folder, tmp_path, monkeypatc
     push(model_folder, "kim/film")
     with pytest.raises(HubError, match="has no revision 'v9'"):
         pull("kim/film", tmp_path / "none", revision="v9")
-    with pytest.raises(HubError, match="is not reachable"):
+    with pytest.raises(HubError, match=r"http://127\.0\.0\.1:9 is not reachable"):
         pull("kim/film", tmp_path / "none", endpoint="http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for action in (lambda: push(model_folder, "kim/film"), lambda: pull("kim/film", tmp_path / "none")):
@@ -325,7 +327,7 @@ def test_a_token_in_a_file_is_not_pushed(hub, model_folder):
     (model_folder / "generation_config.json").write_text(json.dumps({**config, "note": OTHER_TOKEN}))
     with pytest.raises(ValueError, match="looks like a token"):
         push(model_folder, "kim/film")
-    assert hub.requests == []
+    assert not HfApi().repo_exists("kim/film")
 
 
 def test_no_token_gets_anywhere_but_into_its_header(hub, run_folder, capfd, caplog):
@@ -369,3 +371,132 @@ def test_the_command(hub, model_folder, tmp_path):
         "hfgpt push: error: Cannot push to lee/film: this token may not"
     )
     assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_a_cut_off_pull_does_not_mix_with_another(hub, model_folder, tmp_path):
+    push(model_folder, "kim/parts", max_shard_size="40KB")
+    push(model_folder, "kim/whole")
+    hub.fail_next("GET", r"/lfs/.*filename=model-00003", status=403, times=100)
+    with pytest.raises(HubError):
+        pull("kim/parts", tmp_path / "film")
+    assert list((tmp_path / "film.incomplete").glob("model-*"))
+    hub.clear()
+    pulled = pull("kim/whole", tmp_path / "film")
+    assert {path.name for path in pulled.path.iterdir()} == set(hub.files("kim/whole"))
+    assert set(pulled.files) == set(hub.files("kim/whole"))
+
+
+def test_checkpoints_with_folders_replace_all_of_theirs(hub, run_folder, tmp_path):
+    checkpoint = run_folder / "checkpoint-12"
+    (checkpoint / "global_step12").mkdir()
+    (checkpoint / "global_step12" / "states.pt").write_bytes(b"states")
+    names = [name for name in files_below(checkpoint) if name != MANIFEST_FILE]
+    write_manifest(checkpoint, hash_files(checkpoint, names))
+    push(checkpoint, "kim/run")
+    HfApi().upload_file(path_or_fileobj=b"old", path_in_repo="checkpoint-12/global_step8/old.pt", repo_id="kim/run")
+    HfApi().upload_file(path_or_fileobj=b"old", path_in_repo="checkpoint-12/rng_state_7.pth", repo_id="kim/run")
+    fetched = pull_checkpoint("kim/run", tmp_path / "elsewhere")
+    assert files_below(fetched) == files_below(checkpoint)  # what the manifest names, and no more
+    push(checkpoint, "kim/run")
+    assert {name for name in hub.files("kim/run") if "/" in name} == {
+        f"checkpoint-12/{n}" for n in files_below(checkpoint)
+    }
+
+
+def test_a_token_in_a_card_by_hand(hub, model_folder):
+    (model_folder / "README.md").write_text(f"# Mine\n\nexport HF_TOKEN={TOKEN}\n")
+    with pytest.raises(ValueError, match=r"README.md holds your token"):
+        push(model_folder, "kim/film")
+    assert not HfApi().repo_exists("kim/film")
+
+
+def test_words_that_only_look_like_tokens(hub, model_folder):
+    config = json.loads((model_folder / "generation_config.json").read_text())
+    words = "hf_deepspeed_config hf_checkpoints /data/hf_hub_download_and_more_of_these_long_names_here"
+    (model_folder / "generation_config.json").write_text(json.dumps({**config, "note": words}))
+    push(model_folder, "kim/hf_sentiment_korean_and_a_long_name")
+    with pytest.raises(HubError, match="hf_sentiment_korean_and_a_long_name"):
+        push(model_folder, "lee/hf_sentiment_korean_and_a_long_name")
+
+
+def test_what_was_refused_leaves_no_empty_repository(hub, model_folder, tmp_path):
+    (model_folder / "all_results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"all_results.json cannot be read"):
+        push(model_folder, "kim/film")
+    (model_folder / "all_results.json").unlink()
+    config = json.loads((model_folder / "config.json").read_text())
+    (model_folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(ValueError, match=r"brings the code of gpt3, and this model is a gpt2"):
+        push(model_folder, "kim/film", with_code=True)
+    assert not HfApi().repo_exists("kim/film")
+
+
+def test_the_licence_chosen_on_the_website_is_kept(hub, model_folder):
+    HfApi().create_repo("kim/film")
+    readme = b"---\nlicense: cc-by-4.0\nlanguage: ko\n---\n"
+    HfApi().upload_file(path_or_fileobj=readme, path_in_repo="README.md", repo_id="kim/film")
+    done = push(model_folder, "kim/film")
+    card = ModelCard(hub.read("kim/film", "README.md").decode())
+    assert (card.data.license, card.data.language) == ("cc-by-4.0", "ko") and "## How to use" in card.text
+    assert not done.notes
+    push(model_folder, "kim/film", license="MIT")
+    assert ModelCard(hub.read("kim/film", "README.md").decode()).data.license == "mit"
+
+
+def test_a_card_by_hand_is_updated_from_where_it_was_pushed(hub, model_folder):
+    (model_folder / "README.md").write_text("# First words\n")
+    push(model_folder, "kim/film")
+    (model_folder / "README.md").write_text("# Second words\n")
+    push(model_folder, "kim/film")
+    assert "# Second words" in hub.read("kim/film", "README.md").decode()
+    HfApi().upload_file(path_or_fileobj=b"# On the website\n", path_in_repo="README.md", repo_id="kim/film")
+    done = push(model_folder, "kim/film")
+    assert hub.read("kim/film", "README.md") == b"# On the website\n" and "stays" in done.notes[0]
+
+
+def test_an_adapters_base_is_the_one_that_was_pushed(hub, model_folder, adapter_folder, tmp_path):
+    push(model_folder, "kim/base", revision="exp")
+    push(adapter_folder, "kim/lora")
+    config = json.loads(hub.read("kim/lora", "adapter_config.json"))
+    assert (config["base_model_name_or_path"], config["revision"]) == ("kim/base", "exp")
+    # Moved together.
+    (tmp_path / "moved").mkdir()
+    moved = Path(shutil.move(adapter_folder, tmp_path / "moved" / "adapter"))
+    base = Path(shutil.move(model_folder, tmp_path / "moved" / "model"))
+    push(moved, "kim/lora")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        model.model.norm.weight.add_(1.0)
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match="has changed since it was pushed to kim/base"):
+        push(moved, "kim/lora")
+
+
+def test_a_tokenizer_beside_a_model_leaves_its_card(hub, model_folder, corpus):
+    push(model_folder, "kim/film")
+    card = hub.read("kim/film", "README.md")
+    done = push(corpus / "tokenizer", "kim/film")
+    assert hub.read("kim/film", "README.md") == card and "stays" in done.notes[0]
+
+
+def test_another_model_leaves_nothing_of_the_one_before(hub, run_folder, adapter_folder):
+    push(run_folder, "kim/film")
+    push(adapter_folder, "kim/film", overwrite=True, base_model="kim/base")
+    gone = {"generation_config.json", "all_results.json", "run.json", "loss_curve.png", "config.json"}
+    assert not gone & set(hub.files("kim/film"))
+
+
+def test_into_the_folder_where_one_is(hub, model_folder, tmp_path, monkeypatch):
+    push(model_folder, "kim/film")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert pull("kim/film", ".").path == tmp_path / "empty"
+    assert (tmp_path / "empty" / "config.json").is_file()
+
+
+def test_a_cache_that_cannot_be_used_is_named(hub, model_folder, tmp_path, monkeypatch):
+    push(model_folder, "kim/film")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(HubError, match="set HF_HOME to a folder that can be written"):
+        push(model_folder, "kim/film")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SENTIMENT, pretrain_arguments
-from hub_users import READ_TOKEN, TOKEN
+from helpers import ROOT, SENTIMENT, TINY_MODEL, pretrain_arguments, run
+from hub_users import OTHER_TOKEN, READ_TOKEN, TOKEN, UNKNOWN_TOKEN
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,6 +20,7 @@ from hfgpt.training.arguments import (
     PretrainingArguments,
     parse_arguments,
 )
+from hfgpt.training.checkpoints import why_incomplete
 from hfgpt.training.finetune import finetune
 from hfgpt.training.pretrain import pretrain
 
@@ -73,7 +75,7 @@ def test_a_run_pushes_as_it_goes_and_goes_on_elsewhere(hub, corpus, tmp_path):
     state = json.loads((second / "trainer_state.json").read_text())
     assert min(entry["step"] for entry in state["log_history"]) == 4  # the history of before is there
     run = json.loads((second / "run.json").read_text())
-    assert [session["from_step"] for session in run["sessions"]] == [8]
+    assert [session["from_step"] for session in run["sessions"]] == [0, 8]
     expected, found = load_file(whole / "model.safetensors"), load_file(second / "model.safetensors")
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -84,8 +86,6 @@ def test_a_run_pushes_as_it_goes_and_goes_on_elsewhere(hub, corpus, tmp_path):
 
 
 def test_a_checkpoint_that_is_damaged_on_the_hub_is_not_resumed_from(hub, pretrained, corpus, tmp_path):
-    from huggingface_hub import HfApi
-
     checkpoint = max(pretrained.glob("checkpoint-*"))
     push(checkpoint, "kim/run")
     HfApi().upload_file(
@@ -102,7 +102,7 @@ def test_a_checkpoint_that_is_damaged_on_the_hub_is_not_resumed_from(hub, pretra
 
 
 def test_a_hub_that_refuses_at_the_start_stops_the_run_before_any_work(hub, corpus, tmp_path):
-    for token, words in (("hf_nobodyKnowsThisToken", "does not know this token"), (READ_TOKEN, "may not write there")):
+    for token, words in ((UNKNOWN_TOKEN, "does not know this token"), (READ_TOKEN, "may not write there")):
         with pytest.raises(HubError, match=words) as refused:
             run_pretraining(corpus, tmp_path / "run", push_to_hub="true", hub_model_id="kim/run", hub_token=token)
         assert token not in str(refused.value)
@@ -158,3 +158,66 @@ def test_fine_tuning_goes_on_where_the_base_lies_elsewhere(hub, pretrained, revi
     other.save_pretrained(second)
     with pytest.raises(ValueError, match="the weights of `model_name_or_path` are others"):
         run_finetuning(second, reviews_file, tmp_path / "second", **common)
+
+
+def test_two_processes_push_and_learn_of_a_refusal_together(hub, model_folder, tmp_path):
+    run(
+        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0",
+        ROOT / "tests" / "hub" / "pushing_checks.py", tmp_path, model_folder,
+        **hub.environment(TOKEN, home=tmp_path / "home"),
+    )  # fmt: skip
+    found = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+    assert found[0] == found[1]
+    assert found[0]["repo"] == "kim/two" and "may not write there" in found[0]["refused"]
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= set(hub.files("kim/two"))
+
+
+@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+def test_what_each_strategy_pushes_in_the_order_of_the_steps(hub, corpus, tmp_path, strategy):
+    folder = tmp_path / "run"
+    run_pretraining(
+        corpus, folder, max_steps=6, save_steps=2, push_to_hub="true", hub_model_id="kim/run", hub_strategy=strategy,
+        hub_always_push="true",
+    )  # fmt: skip
+    titles = [commit.title for commit in HfApi().list_repo_commits("kim/run")][::-1]
+    progress = [title for title in titles if title.startswith("Training in progress")]
+    assert progress == ([] if strategy == "end" else [f"Training in progress, step {step}" for step in (2, 4, 6)])
+    assert titles[-1] == "End of training"
+    folders = {name.partition("/")[0] for name in hub.files("kim/run") if "/" in name}
+    expected = {"checkpoint": {"last-checkpoint"}, "all_checkpoints": {f"checkpoint-{step}" for step in (2, 4, 6)}}
+    assert folders == expected.get(strategy, set())
+    for name in folders:  # as they were saved: a run goes on from them
+        snapshot = Path(HfApi().snapshot_download("kim/run", allow_patterns=f"{name}/*")) / name
+        assert why_incomplete(snapshot) is None
+    assert not (folder / ".pushing").exists() or not list((folder / ".pushing").iterdir())
+
+
+def test_a_run_does_not_take_another_models_name(hub, model_folder, pretrained, reviews_file, corpus, tmp_path):
+    base = Path(shutil.copytree(pretrained, tmp_path / "base"))
+    push(base, "kim/base")
+    before = hub.files("kim/base")
+    with pytest.raises(HubError, match="taken by a model, and this is an adapter"):
+        run_finetuning(
+            base, reviews_file, tmp_path / "lora", use_peft="true", push_to_hub="true", hub_model_id="kim/base"
+        )
+    with pytest.raises(HubError, match=r"taken by another model \(num_hidden_layers 2, not 1\)"):
+        run_pretraining(
+            corpus, tmp_path / "other", push_to_hub="true", hub_model_id="kim/base",
+            model_overrides=json.dumps({**TINY_MODEL, "num_hidden_layers": 1}),
+        )  # fmt: skip
+    assert hub.files("kim/base") == before
+    with pytest.raises(HubError, match="is there already and is public"):
+        run_pretraining(
+            corpus, tmp_path / "other", push_to_hub="true", hub_model_id="kim/base", hub_private_repo="true"
+        )
+
+
+def test_a_token_in_the_runs_record_is_not_pushed_by_the_run_either(hub, corpus, tmp_path):
+    folder = tmp_path / "run"
+    options = {"push_to_hub": "true", "hub_model_id": "kim/run", "hub_strategy": "end", "max_steps": 4}
+    run_pretraining(corpus, folder, **options)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "README.md").write_text(f"# Mine\n\n{OTHER_TOKEN} {sorted(config)}\n")
+    with pytest.raises(HubError, match=r"README.md holds what looks like a token"):
+        run_pretraining(corpus, folder, **{**options, "max_steps": 8})
+    assert OTHER_TOKEN.encode() not in b"".join(hub.read("kim/run", name) for name in hub.files("kim/run"))

@@ -236,8 +236,12 @@ class Page:
         """The fewest positions of the models that write."""
         return min((limit for limit in map(_limit, self.writers) if limit is not None), default=None)
 
+    def begin(self, session: str) -> None:
+        """A browser's session asks for text, which may wait for others: a `stop` before this is not meant for it."""
+        self._stopped.discard(session)
+
     def stop(self, session: str) -> None:
-        """End what a browser's session is having written."""
+        """End what a browser's session is having written, or waits for."""
         self._stopped.add(session)
 
     def write(
@@ -259,7 +263,7 @@ class Page:
             top_p: Sample from the likeliest tokens that hold this probability.
             seed: None takes another one each time.
             stop: Texts at which to end.
-            session: Whose `stop` ends it.
+            session: Whose `stop` ends it, from the last `begin` on.
 
         Yields:
             What each has written so far; at the end with its probabilities.
@@ -272,7 +276,6 @@ class Page:
         options: dict[str, Any] = {"do_sample": temperature > 0}
         if temperature > 0:
             options.update(temperature=float(temperature), top_p=float(top_p))
-        self._stopped.discard(session)
         news: queue.Queue = queue.Queue()
 
         def work() -> None:
@@ -303,14 +306,17 @@ class Page:
         threading.Thread(target=work, daemon=True).start()
         states = [Written() for _ in self.writers]
         shown = time.monotonic()
+        # What was stopped has ended when all of it is here.
         while (item := news.get()) is not None:
             if isinstance(item, BaseException):
+                self._stopped.discard(session)
                 raise item
             index, new = item
             states[index] = Written(states[index].text + new) if isinstance(new, str) else new
             if isinstance(new, Written) or time.monotonic() - shown >= FRAME_SECONDS:
                 shown = time.monotonic()
                 yield list(states)
+        self._stopped.discard(session)
         yield list(states)
 
     def score(self, text: str) -> list[list[TokenProbability]]:
@@ -736,7 +742,7 @@ def build_page(page: Page, task_example: Mapping[str, str] | None = None) -> Any
             if page.record is not None:
                 with gr.Tab(f"Task: {page.record.task.name}", id="task", elem_id="tab-task"):
                     _task_tab(gr, page, page.record, task_example)
-        blocks.unload(_stopper(gr, page))
+        blocks.unload(_for_session(gr, page.stop))
     return blocks
 
 
@@ -807,22 +813,21 @@ def _write_tab(gr: Any, page: Page) -> None:
             yield [gr.HTML(error_html(_message(failure)), visible=True), *([gr.skip()] * len(page.writers))]
 
     inputs = [prompt, tokens, temperature, top_p, seed, stops]
-    _on(gr, [write.click, prompt.submit], run, inputs, [error, *cards])
-    stop.click(
-        _stopper(gr, page),
-        queue=False,
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    triggers = [write.click, prompt.submit]
+    # At once, where the request itself may have to wait: Stop ends it there, too.
+    at_once = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+    gr.on(triggers, _for_session(gr, page.begin), **at_once)
+    _on(gr, triggers, run, inputs, [error, *cards])
+    stop.click(_for_session(gr, page.stop), **at_once)
 
 
-def _stopper(gr: Any, page: Page) -> Callable[..., None]:
-    """Ends what the browser's session is having written; gradio gives the request by its annotation."""
+def _for_session(gr: Any, act: Callable[[str], None]) -> Callable[..., None]:
+    """Calls a function with the browser's session; gradio gives the request by its annotation."""
 
-    def stop(request: gr.Request) -> None:
-        page.stop(request.session_hash or "")
+    def run(request: gr.Request) -> None:
+        act(request.session_hash or "")
 
-    return stop
+    return run
 
 
 def _score_tab(gr: Any, page: Page) -> None:
@@ -918,6 +923,7 @@ def launch(
     share: bool = False,
     open_browser: bool = True,
     task_example: Mapping[str, str] | None = None,
+    auth: tuple[str, str] | None = None,
 ) -> None:
     """Serve the page until Ctrl-C.
 
@@ -929,6 +935,8 @@ def launch(
         share: Also by a public address of gradio's, for a week at most.
         open_browser: Show it in the browser.
         task_example: See `build_page`.
+        auth: User name and password that the page asks for. Without them a line on standard error says who can use a
+            page that is not of this machine alone.
 
     Raises:
         ValueError: gradio is not installed, a model cannot be loaded, or the port is taken.
@@ -946,6 +954,7 @@ def launch(
             server_name=host,
             server_port=port,
             share=share,
+            auth=auth,
             inbrowser=open_browser,
             prevent_thread_lock=True,
             quiet=True,
@@ -959,6 +968,8 @@ def launch(
     except OSError as error:
         raise ValueError(f"The page cannot be served at {host}, port {port}: {error}") from None
     print(f"hfgpt demo: {url} (Ctrl-C ends)", flush=True)
+    for line in exposure(host, port, share, auth is not None):
+        print(line, file=sys.stderr, flush=True)
     if share:
         print(f"public: {public}" if public else "no public address: gradio's server cannot be reached", flush=True)
     try:
@@ -968,6 +979,26 @@ def launch(
         print(file=sys.stderr)
     finally:
         blocks.close(verbose=False)
+
+
+def exposure(host: str, port: int, share: bool, has_password: bool) -> list[str]:
+    """Who else can use the page, a line each: of the network, where `host` is not this machine alone; of the internet."""
+    if has_password:
+        who, how = "with the password", ""
+    else:
+        who, how = "without a password", "; --auth USER:PASSWORD asks for one"
+    lines = []
+    address = host.strip("[]")
+    if not (address == "localhost" or address == "::1" or address.startswith("127.")):
+        if address in ("0.0.0.0", "::"):
+            address = socket.gethostname()
+        address = f"[{address}]" if ":" in address else address
+        lines.append(
+            f"--host {host}: whoever reaches this machine can use the page at http://{address}:{port}/ {who}{how}"
+        )
+    if share:
+        lines.append(f"--share: whoever has the public address can use the page {who}{how}")
+    return lines
 
 
 def find_port(host: str, port: int | None = None) -> int:

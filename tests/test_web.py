@@ -8,6 +8,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.error
+import urllib.request
 
 import pytest
 import torch
@@ -19,7 +22,18 @@ from hfgpt.cli import main
 from hfgpt.generation import continue_prompt, load, token_probabilities
 from hfgpt.tasks import ChoiceTask, TextTask
 from hfgpt.tasks.saved import TaskRecord, save_task
-from hfgpt.web import Page, Speaker, answer_html, error_html, find_port, open_models, pieces, scored_html, tokens_html
+from hfgpt.web import (
+    Page,
+    Speaker,
+    answer_html,
+    error_html,
+    exposure,
+    find_port,
+    open_models,
+    pieces,
+    scored_html,
+    tokens_html,
+)
 
 
 RECORD = TaskRecord(
@@ -124,14 +138,38 @@ def test_what_cannot_be_written_is_named(page, options, message):
 
 
 def test_a_session_stops_its_own_text(page):
-    states = page.write("The film", 60, seed=1, session="mine")
-    page.stop("another")
-    next(states)
-    page.stop("mine")
-    # A second request is written in full, and is not stopped by the first one's button.
-    list(states)
-    last = list(page.write("The film", 5, temperature=0, session="mine"))[-1]
-    assert all(written.continuation.ended in ("length", "end") for written in last)
+    steps = []
+    end = page.speakers[0].tokenizer.eos_token_id
+
+    def press(module, args, output):
+        """Buttons, pressed while the base model writes; and no text that ends by itself."""
+        output.logits[..., end] = -1e4
+        steps.append(len(steps) + 1)
+        if len(steps) in (3, 6):
+            page.stop("another" if len(steps) == 3 else "mine")
+
+    handle = page.speakers[0].model.get_base_model().register_forward_hook(press)
+    try:
+        page.begin("mine")
+        last = list(page.write("The film", 40, seed=1, session="mine"))[-1]
+        # The base model after the token of the press, and the other one after its first.
+        assert [written.continuation.ended for written in last] == ["asked", "asked"]
+        assert [len(written.continuation.new_ids) for written in last] == [6, 1]
+        # What comes next is written in full, and is not stopped by the button of before.
+        last = list(page.write("The film", 5, temperature=0, session="mine"))[-1]
+        assert [written.continuation.ended for written in last] == ["length", "length"]
+
+        # Pressed while a request waits for its turn; and before there is one.
+        page.begin("mine")
+        page.stop("mine")
+        last = list(page.write("The film", 5, session="mine"))[-1]
+        assert [written.continuation.ended for written in last] == ["asked", "asked"]
+        page.stop("mine")
+        page.begin("mine")
+        last = list(page.write("The film", 5, session="mine"))[-1]
+        assert [written.continuation.ended for written in last] == ["length", "length"]
+    finally:
+        handle.remove()
 
 
 def test_a_classifier_answers_beside_its_base_and_does_not_write(pretrained, tmp_path):
@@ -198,6 +236,7 @@ def test_a_port_that_is_taken():
         (["MODEL", "--task-example", "text"], "FIELD=TEXT"),
         (["MODEL", "--task-example", "film=x"], "no field 'film'; it has text"),
         (["MODEL", "--port", "0"], "--port"),
+        (["MODEL", "--auth", "me"], "--auth takes USER:PASSWORD"),
     ],
 )
 def test_the_command_refuses_what_cannot_be(adapter, capsys, words, message):
@@ -210,6 +249,35 @@ def test_without_gradio_the_extra_is_named(adapter, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert main(["demo", str(adapter), "--no-browser"]) == 2
     assert "pip install 'hfgpt[demo]'" in capsys.readouterr().err
+
+
+def test_a_page_for_others_says_so(adapter, capsys, monkeypatch):
+    """Served by gradio in this process, until the command would begin to wait."""
+    seen = []
+
+    def look(seconds):
+        if seconds < 3600:  # another thread's
+            return sleep(seconds)
+        out = capsys.readouterr()
+        port = re.search(r":(\d+)", out.out)[1]
+        seen.append(out.err.replace(port, "PORT"))
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            seen.append(opener.open(f"http://127.0.0.1:{port}/config", timeout=30).status)
+        except urllib.error.HTTPError as error:
+            seen.append(error.code)
+        raise KeyboardInterrupt
+
+    sleep = time.sleep
+    monkeypatch.setattr(time, "sleep", look)
+    words = ["demo", str(adapter), "--no-browser", "--device", "cpu", "--host", "0.0.0.0", "--auth", "me:secret:word"]
+    assert main(words) == 0
+    assert re.search(r"--host 0\.0\.0\.0: whoever reaches .* http://[^/]+:PORT/ with the password$", seen[0], re.M)
+    assert seen[1] == 401
+    assert exposure("127.0.0.1", 7860, False, False) == exposure("localhost", 7860, False, False) == []
+    [network, public] = exposure("::1:2", 7860, True, False)
+    assert "http://[::1:2]:7860/ without a password; --auth" in network
+    assert public.startswith("--share: whoever has the public address can use the page without a password; --auth")
 
 
 # In the browser

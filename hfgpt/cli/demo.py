@@ -22,6 +22,7 @@ def add(commands: Any) -> None:
     )
     demo.add_argument("--port", type=int, metavar="N", help="default: the first free one from 7860")
     demo.add_argument("--share", action="store_true", help="also by a public address of gradio's server")
+    demo.add_argument("--auth", metavar="USER:PASSWORD", help="ask for these (default: no password)")
     demo.add_argument("--no-browser", action="store_true", help="do not open a browser")
     demo.add_argument(
         "--task-example",
@@ -40,6 +41,12 @@ def _run(arguments: argparse.Namespace) -> None:
         if not equals:
             raise ValueError(f"--task-example takes FIELD=TEXT, such as text='A fine film.'; got {pair!r}.")
         example[name] = text
+    auth = None
+    if arguments.auth is not None:
+        user, _, password = arguments.auth.partition(":")
+        if not user or not password:
+            raise ValueError("--auth takes USER:PASSWORD, with a colon between them and neither empty.")
+        auth = (user, password)
     from transformers.utils import logging
 
     from ..web import launch
@@ -54,4 +61,5 @@ def _run(arguments: argparse.Namespace) -> None:
         share=arguments.share,
         open_browser=not arguments.no_browser,
         task_example=example,
+        auth=auth,
     )

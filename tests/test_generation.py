@@ -1,3 +1,4 @@
+import io
 import math
 from contextlib import contextmanager
 
@@ -12,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hfgpt.cli import main
 from hfgpt.generation import (
     StopFilter,
     TextDecoder,
@@ -222,6 +224,44 @@ def test_generation_ends_when_it_is_asked_to(loaded):
         min_new_tokens=9,
     )
     assert found.ended == "asked" and len(pieces) == 3 and found.text == "".join(pieces)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--repetition-penalty", "0"], "--repetition-penalty must be above 0 (1 is none), got 0.0."),
+        (["--seed", "-1"], "--seed must be at least 0, got -1."),
+        (["--seed", str(2**32)], "--seed must be at most 4294967295"),
+        (["--min-new-tokens", "-3"], "--min-new-tokens must be at least 0, got -3."),
+        (["--min-new-tokens", "100"], "--min-new-tokens 100 is more than --max-new-tokens 64, its default"),
+        (["--min-new-tokens", "5", "--max-new-tokens", "4"], "--min-new-tokens 5 is more than --max-new-tokens 4:"),
+        (["--temperature", "nan"], "--temperature must be above 0, got nan"),
+        (["--beams", "3", "--top-k", "5", "--interactive"], "leave out --beams or --top-k."),
+    ],
+)
+def test_the_command_refuses_numbers_before_it_loads(words, message, capsys):
+    assert main(["generate", "nowhere/at-all", "x", *words]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.out == ""
+
+
+def test_the_command_prints_the_prompt_with_the_text(pretrained, capsys, monkeypatch):
+    words = ["generate", "--device", "cpu", str(pretrained)]
+    # What cannot be written leaves no prompt on standard output.
+    assert main([*words, "The film", "--max-new-tokens", "100"]) == 2
+    assert capsys.readouterr().out == ""
+    # At a terminal, where no prompt was given, it says what it waits for.
+    asked = io.StringIO("The film\n")
+    monkeypatch.setattr(asked, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdin", asked)
+    assert main([*words, "--max-new-tokens", "3"]) == 0
+    shown = capsys.readouterr()
+    text = generate(*load(pretrained, "cpu"), "The film", max_new_tokens=3)
+    assert shown.out == f"The film{text}\n" and "standard input; Ctrl-D" in shown.err
+    # Nor is it lost where nothing follows.
+    assert main([*words, "The film", "--max-new-tokens", "3", "--stop", text[0]]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "The film\n" and "standard input" not in shown.err
 
 
 def test_a_stop_text_is_looked_for_in_the_new_text_alone(loaded):

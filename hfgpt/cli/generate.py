@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from contextlib import redirect_stdout
 from typing import Any
@@ -22,8 +23,8 @@ def add(commands: Any) -> None:
     generate.add_argument("--beams", type=int, metavar="N", help="beam search with N beams (default: 1, none)")
     generate.add_argument("--sample", action="store_true", help="sample; implied by the four options below")
     generate.add_argument("--temperature", type=float, metavar="T", help="sharpen (below 1) or flatten (above 1)")
-    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest words")
-    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest words that hold P")
+    generate.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
+    generate.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens that hold P")
     generate.add_argument("--seed", type=int, help="seed of the sampling")
     generate.add_argument("--length-penalty", type=float, metavar="A", help="of beam search; above 0 favours length")
     generate.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1 discourages repetition")
@@ -31,7 +32,8 @@ def add(commands: Any) -> None:
         "--stop",
         action="append",
         metavar="TEXT",
-        help="end before TEXT, where \\n is a new line; repeatable (default with --interactive: the user's next turn)",
+        help="end before TEXT in the new text, where \\n is a new line; repeatable (default with --interactive: the "
+        "user's next turn)",
     )
     generate.add_argument(
         "--interactive",
@@ -62,20 +64,15 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
-    for name, lowest in (("max_new_tokens", 1), ("beams", 1), ("top_k", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
-    if arguments.top_p is not None and not 0.0 < arguments.top_p <= 1.0:
-        raise ValueError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}.")
-    if arguments.temperature is not None and arguments.temperature <= 0.0:
-        raise ValueError(f"--temperature must be above 0, got {arguments.temperature}; without it nothing is sampled.")
+    _check(arguments)
     if arguments.interactive:
         _talk(arguments)
         return
     for name in ("template", "system", "context"):
         if getattr(arguments, name) is not None:
             raise ValueError(f"--{name} is of a conversation: add --interactive.")
+    if arguments.prompt is None and sys.stdin.isatty():
+        print("Reading the prompt from standard input; Ctrl-D ends it.", file=sys.stderr)
     prompt = arguments.prompt if arguments.prompt is not None else sys.stdin.read().rstrip("\n")
     names = {"beams": "num_beams"}
     options: dict[str, Any] = {
@@ -97,11 +94,14 @@ def _run(arguments: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr):
         model, tokenizer = load_writer(arguments.model, arguments.device)
 
-    def write(text: str) -> None:
-        print(text, end="", flush=True)
+    shown = False
 
-    if not arguments.json:
-        write(prompt)
+    def write(text: str) -> None:
+        nonlocal shown
+        # The prompt comes with the first piece: an error before that stands alone.
+        print(text if shown else prompt + text, end="", flush=True)
+        shown = True
+
     text = generate(
         model,
         tokenizer,
@@ -112,7 +112,37 @@ def _run(arguments: argparse.Namespace) -> None:
         stop=_stop(arguments),
         **options,
     )
-    print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False) if arguments.json else "")
+    if arguments.json:
+        print(json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False))
+    else:
+        print("" if shown else prompt)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise a `ValueError` for a number that is out of range, before anything is loaded."""
+    from ..generation import DEFAULT_NEW_TOKENS
+
+    for name, lowest in (("max_new_tokens", 1), ("min_new_tokens", 0), ("beams", 1), ("top_k", 1), ("seed", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {lowest}, got {value}.")
+    if arguments.seed is not None and arguments.seed >= 2**32:
+        raise ValueError(f"--seed must be at most {2**32 - 1}, got {arguments.seed}.")
+    if arguments.top_p is not None and not 0.0 < arguments.top_p <= 1.0:
+        raise ValueError(f"--top-p must be above 0 and at most 1, got {arguments.top_p}.")
+    if arguments.temperature is not None and not 0.0 < arguments.temperature < math.inf:
+        raise ValueError(f"--temperature must be above 0, got {arguments.temperature}; without it nothing is sampled.")
+    if arguments.repetition_penalty is not None and not 0.0 < arguments.repetition_penalty < math.inf:
+        raise ValueError(f"--repetition-penalty must be above 0 (1 is none), got {arguments.repetition_penalty}.")
+    if arguments.length_penalty is not None and not math.isfinite(arguments.length_penalty):
+        raise ValueError(f"--length-penalty must be a finite number, got {arguments.length_penalty}.")
+    most = arguments.max_new_tokens if arguments.max_new_tokens is not None else DEFAULT_NEW_TOKENS
+    if arguments.min_new_tokens is not None and arguments.min_new_tokens > most:
+        default = "" if arguments.max_new_tokens is not None else ", its default"
+        raise ValueError(
+            f"--min-new-tokens {arguments.min_new_tokens} is more than --max-new-tokens {most}{default}: raise this one "
+            "or lower the other."
+        )
 
 
 def _stop(arguments: argparse.Namespace) -> list[str] | None:
@@ -138,8 +168,12 @@ def _talk(arguments: argparse.Namespace) -> None:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             raise ValueError(f"--context {arguments.context} cannot be read: {reason}.") from None
-    if arguments.beams not in (None, 1) and (arguments.sample or arguments.temperature or arguments.top_p):
-        raise ValueError("A conversation is sampled or searched by --beams, one of them.")
+    sampled = [name for name in ("sample", "temperature", "top_k", "top_p") if getattr(arguments, name)]
+    if arguments.beams not in (None, 1) and sampled:
+        given_names = ", ".join(f"--{name.replace('_', '-')}" for name in sampled)
+        raise ValueError(
+            f"A conversation is sampled or searched by --beams, one of them: leave out --beams or {given_names}."
+        )
     names = {"min_new_tokens": "min_new_tokens", "beams": "num_beams", "length_penalty": "length_penalty"}
     options = {names[name]: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     given = {
@@ -147,7 +181,7 @@ def _talk(arguments: argparse.Namespace) -> None:
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
         if getattr(arguments, name) is not None
     }
-    # All words of the likeliest K, where K alone is given.
+    # All of the likeliest K tokens, where K alone is given.
     top_p = {} if arguments.top_k is None else {"top_p": 1.0}
     settings = Settings(options=options, **{**top_p, **given})
     template = _unescaped(arguments.template) if arguments.template is not None else None

@@ -31,7 +31,7 @@ def run_any(name: str, tmp_path: Path, *options: str) -> tuple[str, list[dict]]:
     ("name", "options"),
     [
         ("training", ["--lengths", "64", "--batch-tokens", "128"]),
-        ("decoding", ["--contexts", "64", "--new-tokens", "4"]),
+        pytest.param("decoding", ["--contexts", "64", "--new-tokens", "4"], marks=pytest.mark.slow),
     ],
 )
 def test_each_peer_has_its_row(tmp_path, name, options):
@@ -43,6 +43,7 @@ def test_each_peer_has_its_row(tmp_path, name, options):
     assert record["torch"] in printed and record["device"] in printed
 
 
+@pytest.mark.slow
 def test_a_banded_layer_is_timed_beside_a_dense_one_and_half_the_length(tmp_path):
     printed, (record,) = run("banded_attention", tmp_path, "--lengths", "128", "--window", "16")
     (row,) = record["rows"]
@@ -50,6 +51,7 @@ def test_a_banded_layer_is_timed_beside_a_dense_one_and_half_the_length(tmp_path
     assert "| 128 |" in printed
 
 
+@pytest.mark.slow
 def test_a_peer_that_fails_is_named_and_the_others_are_timed(tmp_path):
     """Width 30 does not divide by 4 heads."""
     printed, (record,) = run("training", tmp_path, *SIZES, "--hidden", "30", "--heads", "4", "--lengths", "64")
@@ -57,6 +59,7 @@ def test_a_peer_that_fails_is_named_and_the_others_are_timed(tmp_path):
     assert "ValueError" in printed
 
 
+@pytest.mark.slow
 def test_reading_is_timed_beside_a_training_step(tmp_path):
     options = ["--lengths", "64", "--batch-tokens", "128", "--batches", "3", "--corpus-bytes", "100000"]
     printed, (record,) = run("reading", tmp_path, *options, "--folder", str(tmp_path), *SIZES)

@@ -77,6 +77,7 @@ def checksums(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): zlib.crc32(path.read_bytes()) for path in files}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bytes(recipe, expected, tmp_path):
     assert prepared(recipe, tmp_path / "corpus", ExecutorConfig(workers=2)) == expected
 

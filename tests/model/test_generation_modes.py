@@ -123,6 +123,7 @@ def dynamo():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_decoding_step_with_a_static_cache_is_not_compiled_again(dynamo):
     model, ids = make_model(num_hidden_layers=2), make_ids(2, 30)
     step = torch.compile(model.forward, fullgraph=True, backend="eager")

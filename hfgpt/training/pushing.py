@@ -205,8 +205,7 @@ class PushingTrainer(Trainer):
             with hub_errors(str(self.hub_model_id), "push to", token, revision):
                 _link_all(checkpoint, links)
                 for name in (RUN_FILE, LOSS_CURVE_FILE):
-                    if (run / name).is_file():
-                        (links / name).unlink(missing_ok=True)
+                    if (run / name).is_file() and not (links / name).exists():
                         shutil.copy(run / name, links / name)
                 api = self._api(token)
                 files = self._files(contents(links), api, token, revision)
@@ -214,10 +213,7 @@ class PushingTrainer(Trainer):
                 if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
                     last = self.args.hub_strategy == HubStrategy.CHECKPOINT
                     gone = [LAST_CHECKPOINT if last else checkpoint.name]
-                    # Those of the manifest as it is: what was replaced above is not among them.
-                    files.update(
-                        {f"{gone[0]}/{name}": _own(checkpoint, links, name) for name in files_below(checkpoint)}
-                    )
+                    files.update({f"{gone[0]}/{name}": links / name for name in files_below(checkpoint)})
                 future = self._later(api, files, f"Training in progress, step {step}", revision, gone)
         except Exception as error:
             self._push_failed(error, links)
@@ -303,12 +299,6 @@ def _on_first_process(is_first: bool, work: Callable[[], T], advice: str = "") -
     if cause is not None and not isinstance(cause, ValueError):
         raise cause
     raise HubError(problem + advice)
-
-
-def _own(checkpoint: Path, links: Path, name: str) -> Path:
-    """The second name of a checkpoint's file, where the links have it and not the run's newer one."""
-    linked = links / name
-    return linked if linked.exists() and linked.samefile(checkpoint / name) else checkpoint / name
 
 
 def fetch_checkpoint(args: CommonArguments) -> None:

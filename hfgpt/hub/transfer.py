@@ -266,7 +266,7 @@ def push(
             api,
             repo_id,
             files,
-            remote.present,
+            api.list_repo_files(repo_id, revision=revision),  # a new branch begins with the files of main
             revision,
             message or f"Push the {found.kind}, with hfgpt {__version__}",
             gone_folders=[found.folder.name] if found.kind == "checkpoint" else (),

@@ -194,6 +194,8 @@ def test_a_branch(hub, model_folder, tmp_path):
     push(model_folder, "kim/film", revision="coded", with_code=True)
     assert "modeling_gpt3.py" in hub.files("kim/film", "coded")
     assert hub.files("kim/film") == main
+    push(model_folder, "kim/film", revision="parts", max_shard_size="40KB")
+    assert "model.safetensors" not in hub.files("kim/film", "parts")  # of main, with which the branch began
     pulled = pull("kim/film", tmp_path / "coded", revision="coded")
     assert (pulled.path / "modeling_gpt3.py").is_file()
     assert torch.equal(local_logits(pull("kim/film").path), local_logits(model_folder))

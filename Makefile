@@ -31,7 +31,7 @@ demo: $(VENV)/.installed  ## raw text to a GPT-3 that writes and classifies, in 
 	$(BIN)/python recipes/demo.py
 
 test: $(VENV)/.installed-dev  ## the tests, in minutes
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not slow'
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-slow: $(VENV)/.installed-dev  ## every test, those that take minutes too
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

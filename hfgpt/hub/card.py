@@ -36,11 +36,6 @@ VOCABULARIES = {"tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", 
 WORLD_CARBON_INTENSITY = 475.0
 WATTS_PER_CPU_CORE = 5.0
 
-PIPELINE_TAGS = {
-    "GPT3ForSequenceClassification": "text-classification",
-    "GPT3ForTokenClassification": "token-classification",
-    "GPT3ForQuestionAnswering": "question-answering",
-}
 ADAPTER_PIPELINE_TAGS = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
@@ -52,10 +47,7 @@ MODEL_CLASSES = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
 }
-# Of all_results.json: name in the card, and digits.
-PRETRAINING_METRICS = {
-    "eval_loss": "loss (nats per token)", "eval_perplexity": "perplexity", "eval_bits_per_byte": "bits per byte",
-}  # fmt: skip
+PRETRAINING_METRICS = ("eval_loss", "eval_perplexity", "eval_bits_per_byte")  # of all_results.json
 DEDUPLICATED = {"minhash": "Near duplicates were removed by MinHash.", "exact": "Exact duplicates were removed."}
 METRIC_TYPES = {"macro_f1": "f1", "bits_per_byte": "bits_per_byte"}
 GPT3_PAPER = "https://arxiv.org/abs/2005.14165"

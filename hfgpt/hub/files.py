@@ -22,7 +22,7 @@ MODEL_FILES = (CONFIG_FILE, "generation_config.json", "task.json")
 # What a run leaves beside its model that people who find it want to see.
 RUN_FILES = ("all_results.json", "run.json", "loss_curve.png")
 WEIGHTS_INDEX = "model.safetensors.index.json"
-PICKLED = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.ckpt", "*.pth")
+PICKLED = ("pytorch_model*.bin", "adapter_model.bin")
 TEXT_SUFFIXES = (".json", ".jsonl", ".md", ".txt", ".yaml", ".py", ".jinja")
 # Of a checkpoint alone: Trainer's arguments, and the states without which a run cannot go on.
 ARGUMENTS_FILE = "training_args.bin"
@@ -97,7 +97,7 @@ def contents(folder: str | Path, adapter_only: bool = False) -> Contents:
             f"{folder} holds no model, adapter or tokenizer ({CONFIG_FILE}, {ADAPTER_CONFIG_FILE} or tokenizer.json).{hint}"
         )
     if not weights:
-        pickled = sorted(path.name for pattern in PICKLED[:2] for path in folder.glob(pattern))
+        pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
         split = (
             " Its weights are split by DeepSpeed: `hfgpt convert SOURCE OUTPUT --to gpt3` makes them whole."
             if any(folder.glob("global_step*"))

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from ..hub.files import RUN_FILES
+from ..hub.files import ADAPTER_CONFIG_FILE, RUN_FILES
 from ..model.convert import DTYPES, Conversion, check_output, convert, write_folder
 from ..tasks import ChoiceTask
 from ..tasks.saved import TASK_FILE, saved_task
@@ -39,7 +39,6 @@ from .arguments import FinetuneConfig
 
 logger = logging.get_logger(__name__)
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 # peft's kind of task for each head of ours, and the model class of each kind.
 TASK_TYPES = {"lm": "CAUSAL_LM", "classification": "SEQ_CLS", "span": "QUESTION_ANS"}
 MODEL_CLASSES: dict[str, Any] = {

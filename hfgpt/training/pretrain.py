@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..data.documents import write_json
 from ..data.packing import TOKENIZER_FOLDER, HeldOutDataset, PackedDataset, read_metadata
-from ..hub.card import LOSS_CURVE_FILE
+from ..hub.card import LOSS_CURVE_FILE, RESULTS_FILE
 from ..model import PRESETS, GPT3Config
 from .arguments import PretrainConfig, PretrainingArguments
 from .callbacks import (
@@ -39,7 +39,6 @@ from .zero import initial_model
 
 logger = logging.get_logger(__name__)
 
-RESULTS_FILE = "all_results.json"  # Trainer's name
 LOCK_FILE = ".lock"
 LOCK_SECONDS = 15  # those that a killed run's loader workers may need to end
 # What makes the weights of one model another's.
